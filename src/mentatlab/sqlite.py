@@ -1,0 +1,197 @@
+"""One SQLite file, one writer thread, group commit.
+
+Every durable table of the embedded mode (runs.db, streams.db, catalog.db) is written through this:
+jobs that wait together are committed together (at most `GROUP`), each in its own savepoint, so that one
+job's error undoes that job only. A caller's `write` returns after the commit that holds its job.
+WAL and `synchronous=FULL`: what was acknowledged survives a power cut. Reads use their own connections.
+"""
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+from mentatlab.protocol.errors import Code, Internal, MentatError, OutOfSpace, Unavailable
+
+T = TypeVar("T")
+GROUP = 512
+
+
+class _Job(NamedTuple):
+    work: Callable[[sqlite3.Connection], Any]
+    done: Future[Any]
+
+
+class Database:
+    """`await open()`, then `write` and `read`; `aclose()` commits what is queued.
+
+    `schema` is a list of migration scripts; the file's `user_version` says how many were applied.
+    """
+
+    def __init__(self, path: Path, schema: Sequence[str], *, readers: int = 2) -> None:
+        self._path = path
+        self._schema = schema
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"sqlite-{path.stem}", daemon=True)
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix=f"read-{path.stem}")
+        self._local = threading.local()
+        self._opened: Future[None] = Future()
+        self._closing = False
+        self._connections: list[sqlite3.Connection] = []
+
+    async def open(self) -> "Database":
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        await asyncio.wrap_future(self._opened)
+        return self
+
+    async def aclose(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._readers.shutdown(wait=True)
+        for connection in self._connections:
+            connection.close()
+
+    async def __aenter__(self) -> "Database":
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in the writer thread, inside the group's transaction; return after its commit.
+
+        A cancelled caller's job is still carried out. `OutOfSpace(DISK_FULL)` when the disk is full.
+        """
+        if self._closing:
+            raise Unavailable(Code.UNAVAILABLE, "the database is closing")
+        job = _Job(work, Future())
+        self._jobs.put(job)
+        return await asyncio.shield(asyncio.wrap_future(job.done))
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on a read-only connection in a small thread pool; sees the last commit."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._read, work)
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._connect()
+            connection.execute("PRAGMA query_only=ON")
+            self._local.connection = connection
+            self._connections.append(connection)
+        try:
+            return work(connection)
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA busy_timeout=5000")
+        return connection
+
+    def _run(self) -> None:
+        try:
+            connection = self._connect()
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            self._migrate(connection)
+        except BaseException as error:  # noqa: BLE001 — handed to whoever opens
+            self._opened.set_exception(_translate(error))
+            return
+        self._opened.set_result(None)
+        with contextlib.closing(connection):
+            while (jobs := self._next_group()) is not None:
+                self._commit(connection, jobs)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (applied,) = connection.execute("PRAGMA user_version").fetchone()
+        if applied > len(self._schema):
+            raise Unavailable(
+                Code.DATABASE_ERROR,
+                f"{self._path.name} was written by a newer version",
+                hint="start the newer version, or another home folder",
+            )
+        for number in range(applied, len(self._schema)):
+            script = self._schema[number]
+            connection.executescript(f"BEGIN;{script};PRAGMA user_version={number + 1};COMMIT;")
+
+    def _next_group(self) -> list[_Job] | None:
+        first = self._jobs.get()
+        if first is None:
+            return None
+        group = [first]
+        while len(group) < GROUP:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                self._jobs.put(None)  # close after this group
+                break
+            group.append(job)
+        return group
+
+    def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        results: list[tuple[_Job, Any, BaseException | None]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                results.append((job, *self._run_job(connection, job)))
+            connection.execute("COMMIT")
+        except BaseException as error:  # noqa: BLE001 — every waiting caller is told
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            failure = _translate(error)
+            for job in jobs:
+                job.done.set_exception(failure)
+            return
+        for job, value, error in results:
+            if error is None:
+                job.done.set_result(value)
+            else:
+                job.done.set_exception(error)
+
+    @staticmethod
+    def _run_job(connection: sqlite3.Connection, job: _Job) -> tuple[Any, BaseException | None]:
+        connection.execute("SAVEPOINT job")
+        try:
+            value = job.work(connection)
+        except Exception as error:  # noqa: BLE001 — handed to this job's caller
+            if connection.in_transaction:
+                connection.execute("ROLLBACK TO job")
+                connection.execute("RELEASE job")
+                return None, _translate(error)
+            raise  # SQLite itself rolled the whole group back (disk full, I/O error)
+        connection.execute("RELEASE job")
+        return value, None
+
+
+def _translate(error: BaseException) -> BaseException:
+    match error:
+        case MentatError():
+            return error
+        case sqlite3.OperationalError() if "full" in str(error):
+            return OutOfSpace(
+                Code.DISK_FULL, "the disk is full", hint="free some space; nothing was half written"
+            )
+        case sqlite3.Error():
+            return Internal(Code.DATABASE_ERROR, f"{type(error).__name__}: {error}")
+        case _:
+            return error

@@ -1,0 +1,164 @@
+"""The blob store port and what the rest of the house sees of storage.
+
+A `BlobStore` keeps bytes under keys; the catalogue (SQL) is the authority on what exists. References
+are opaque (`blob_<ulid>`), never a client-chosen key; identity is blake3.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from mentatlab.protocol.media import MediaReference, RefInfo, make_url
+from mentatlab.protocol.pins import PinType
+
+Durability = Literal["full", "data", "none"]
+
+
+class ByteRange(NamedTuple):
+    """Bytes `start` to `stop` exclusive."""
+
+    start: int
+    stop: int
+
+
+class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
+    key: str
+    size: int
+    blake3: str
+    content_type: str
+    meta: dict[str, Any] = {}
+
+
+class Reader(Protocol):
+    info: BlobInfo
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Chunks of at most 1 MiB, in order."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Promises: `put` is atomic (no partial object is ever visible, also after SIGKILL) and never replaces
+    (`Conflict(KEY_EXISTS)`); `delete` of an absent key is fine; keys are `/`-separated, checked here;
+    `OutOfSpace(DISK_FULL)` leaves nothing behind."""
+
+    async def put(
+        self,
+        key: str,
+        source: AsyncIterator[bytes],
+        *,
+        content_type: str = "application/octet-stream",
+        meta: dict[str, Any] | None = None,
+        durability: Durability = "full",
+    ) -> BlobInfo: ...
+
+    async def get(self, key: str, *, range_: ByteRange | None = None) -> Reader: ...
+
+    async def head(self, key: str) -> BlobInfo: ...
+
+    async def delete(self, key: str) -> None: ...
+
+    def list(self, prefix: str = "", after: str = "") -> AsyncIterator[BlobInfo]: ...
+
+    def local_path(self, key: str) -> Path | None:
+        """A file that may be read in place, when there is one."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Blob(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the catalogue."""
+
+    id: str
+    workspace: str
+    key: str
+    type: PinType  # audio | image | video | binary | json | string
+    size: int
+    blake3: str
+    sha256: str = ""
+    mime_type: str  # as sniffed; application/octet-stream when unknown
+    metadata: dict[str, Any] = {}  # probed: mimeType, width, height, duration, fps, sampleRate, …
+    state: Literal["ready", "corrupt"] = "ready"
+    filename: str = ""
+    created_at: float = 0.0  # Unix seconds
+    expires_at: float | None = None
+
+    def reference(self) -> MediaReference:
+        return MediaReference(
+            type=self.type,
+            ref=RefInfo(
+                url=make_url(self.workspace, self.id),
+                size=self.size,
+                blake3=self.blake3,
+                sha256=self.sha256,
+                metadata=self.metadata,
+            ),
+        )
+
+
+class Storage(Protocol):
+    """What `runs` and `gateway` use; implemented by `mentatlab.storage.StorageManager`.
+
+    Every call names the workspace; a foreign or unknown reference is `NotFound(REFERENCE_NOT_FOUND)`,
+    an expired one `Gone(REFERENCE_EXPIRED)`.
+    """
+
+    async def store(
+        self,
+        source: AsyncIterator[bytes],
+        *,
+        workspace: str,
+        owner: str,
+        key: str | None = None,
+        expect: PinType | None = None,
+        declared_mime: str | None = None,
+        filename: str = "",
+        metadata: dict[str, Any] | None = None,
+        sha256: bool = False,
+        expected_sha256: str | None = None,
+        durability: Durability = "full",
+    ) -> Blob:
+        """Stream to the store, hash, sniff, probe, commit the row together with its owner row.
+
+        `owner`: `upload:<id>`, `attempt:<run>/<node>/<item>/<n>`, `run:<id>`, `stream:<id>`. `key` None = an
+        upload key. `expect` = the pin's type: the sniffed type must be of its family, else
+        `UnsupportedMedia(MEDIA_TYPE_MISMATCH)`; 0 bytes on a media pin is `Invalid(EMPTY_MEDIA)`.
+        `metadata` is the caller's, overridden by what probing finds.
+        """
+        ...
+
+    async def store_file(
+        self,
+        path: Path,
+        *,
+        below: Path,
+        workspace: str,
+        owner: str,
+        key: str | None = None,
+        expect: PinType | None = None,
+        declared_mime: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        durability: Durability = "full",
+    ) -> Blob:
+        """As `store`, from a regular file below `below`, link count 1, opened without following links
+        and hashed from the same descriptor; `Invalid(OUTPUT_FILE_INVALID)` otherwise."""
+        ...
+
+    async def get(self, ref: object, *, workspace: str) -> Blob:
+        """`ref` in any accepted form (id, URL, object)."""
+        ...
+
+    async def open(self, blob: Blob, range_: ByteRange | None = None) -> Reader: ...
+
+    def local_path(self, blob: Blob) -> Path | None: ...
+
+    async def add_owner(self, blob_id: str, owner: str) -> None: ...
+
+    async def release(self, owner: str) -> None:
+        """Drop the owner's rows; blobs without an owner go at the next sweep."""
+        ...
