@@ -1,0 +1,59 @@
+# Every target sets itself up from a fresh clone: Python >= 3.11, git and make are enough.
+SHELL := /bin/sh
+PY := .venv/bin/python
+.PHONY: help demo test test-slow check format coverage bench lock schemas clean
+
+help:
+	@echo "make demo      real photo, speech and video through the example agents -> out/demo/"
+	@echo "make test      the test suite"
+	@echo "make test-slow the heavy tests"
+	@echo "make check     format, lint, types, import arrows"
+	@echo "make coverage  branch coverage, unit and integration apart"
+	@echo "make bench     speed, as a table beside the machine's commit latency"
+	@echo "make lock      renew the lock files     make schemas   write schemas/openapi.json"
+
+demo:
+	@scripts/setup.sh runtime
+	@$(PY) examples/demo.py
+
+test:
+	@scripts/setup.sh dev
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow:
+	@scripts/setup.sh dev
+	@$(PY) -m pytest -m slow
+
+check:
+	@scripts/setup.sh dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/basedpyright
+	.venv/bin/lint-imports
+
+format:
+	@scripts/setup.sh dev
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+coverage:
+	@scripts/setup.sh dev
+	@scripts/coverage.sh
+
+bench:
+	@scripts/setup.sh dev
+	@$(PY) -m benchmarks
+
+# Needs uv; everything else works with plain pip.
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--no-emit-package mentatlab-models --no-emit-package mentatlab
+lock:
+	$(LOCK) pyproject.toml --extra all --group build -o requirements.lock
+	$(LOCK) pyproject.toml --extra all --group build --group dev -c requirements.lock -o requirements-dev.lock
+
+schemas:
+	@scripts/setup.sh dev
+	@$(PY) -m mentatlab.gateway.openapi > schemas/openapi.json
+
+clean:
+	rm -rf .venv out dist build .pytest_cache .ruff_cache .coverage*
