@@ -1,0 +1,214 @@
+"""Every error becomes an `application/problem+json` answer (RFC 9457) here, and nowhere else."""
+
+import logging
+import math
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mentatlab.protocol import errors
+from mentatlab.protocol.errors import Code, Internal, Invalid, MentatError, Problem, TooLarge
+from mentatlab.protocol.ids import new_id
+
+log = logging.getLogger("mentatlab.gateway")
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_BASE = "https://mentatlab.dev/errors/"
+
+STATUS: dict[type[MentatError], int] = {
+    errors.Invalid: 400,
+    errors.ValidationFailed: 422,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Gone: 410,
+    errors.Conflict: 409,
+    errors.Fenced: 403,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.RangeUnsatisfiable: 416,
+    errors.RateLimited: 429,
+    errors.Unavailable: 503,
+    errors.OutOfSpace: 507,
+    errors.AgentFailed: 502,
+    errors.Internal: 500,
+}
+TITLE = {
+    400: "The request is wrong",
+    401: "No valid credential",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "The state does not allow it now",
+    410: "It has expired",
+    413: "Too large",
+    415: "Unsupported media",
+    416: "Range not satisfiable",
+    422: "The document is not valid",
+    429: "Too many requests",
+    500: "An error in the server",
+    502: "An agent failed",
+    503: "Not available now",
+    507: "Out of space",
+}
+
+
+class ProblemItem(BaseModel):
+    """One finding about a document; `path` is an RFC 6901 JSON pointer into it."""
+
+    code: str
+    path: str
+    message: str
+    hint: str = ""
+    severity: str = "error"
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457, with a code that has a page in docs/reference/errors and a hint when one can act."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str = ""
+    problems: list[ProblemItem] = Field(default_factory=list[ProblemItem])
+    details: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+def status_of(error: MentatError) -> int:
+    if error.code is Code.METHOD_NOT_ALLOWED:
+        return 405
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def body_of(error: MentatError) -> dict[str, Any]:
+    """The problem document as JSON values; empty members stay away."""
+    status = status_of(error)
+    found: list[Problem] = getattr(error, "problems", [])
+    optional = {
+        "hint": error.hint,
+        "problems": msgspec.to_builtins(found),
+        "details": msgspec.to_builtins(error.details, enc_hook=str),
+    }
+    return {
+        "type": f"{TYPE_BASE}{error.code}",
+        "title": TITLE[status],
+        "status": status,
+        "detail": error.message,
+        "code": error.code,
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def response_of(error: MentatError) -> Response:
+    headers: dict[str, str] = {}
+    match error:
+        case errors.Unauthenticated():
+            headers["WWW-Authenticate"] = "Bearer"
+        case errors.RateLimited():
+            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        case errors.Unavailable():
+            headers["Retry-After"] = "1"
+        case errors.RangeUnsatisfiable():
+            headers["Content-Range"] = f"bytes */{error.size}"
+        case _:
+            pass
+    content = msgspec.json.encode(body_of(error))
+    return Response(content, status_of(error), headers, MEDIA_TYPE)
+
+
+def unexpected(error: BaseException) -> Internal:
+    """A bug: logged whole under an id; the client gets the id only."""
+    incident = new_id("err")
+    log.error("unexpected error %s", incident, exc_info=error)
+    return Internal(
+        Code.INTERNAL,
+        "something went wrong in the server",
+        hint=f"the server's log has the details under {incident}",
+        details={"incident": incident},
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Handlers for what routes, the framework and bugs raise."""
+    app.add_exception_handler(MentatError, _mentat_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _mentat_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, MentatError)
+    return response_of(error)
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    return response_of(unexpected(error))
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    """FastAPI's findings about path, query, headers and body, as problems with JSON pointers."""
+    assert isinstance(error, RequestValidationError)
+    problems = [_problem(found) for found in error.errors()]
+    return response_of(
+        errors.ValidationFailed(Code.INVALID_REQUEST, _summary(problems), problems)
+    )
+
+
+def _summary(problems: list[Problem]) -> str:
+    first = f"{problems[0].path}: {problems[0].message}" if problems else "the request is not valid"
+    return first if len(problems) < 2 else f"{first} (and {len(problems) - 1} more)"
+
+
+def _problem(found: Any) -> Problem:
+    """`loc` starts with where: body, query, path, header."""
+    if found["type"] == "json_invalid":
+        reason = found.get("ctx", {}).get("error", "")
+        return Problem(
+            Code.INVALID_REQUEST,
+            "/body",
+            f"the body is not JSON: {reason}".rstrip(": "),
+            hint="send JSON with `Content-Type: application/json`",
+        )
+    pointer = "".join(f"/{_escape(str(part))}" for part in found["loc"])
+    return Problem(Code.INVALID_REQUEST, pointer, found["msg"])
+
+
+def _escape(part: str) -> str:
+    return part.replace("~", "~0").replace("/", "~1")
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself raises: unknown paths, wrong methods, bodies over the limit."""
+    assert isinstance(error, HTTPException)
+    answer = response_of(_from_http(request, error))
+    if error.headers:
+        answer.headers.update(error.headers)
+    return answer
+
+
+def _from_http(request: Request, error: HTTPException) -> MentatError:
+    match error.status_code:
+        case 404:
+            return errors.NotFound(
+                Code.NOT_FOUND, f"there is nothing at {request.url.path}", hint="see /docs"
+            )
+        case 405:
+            return Invalid(
+                Code.METHOD_NOT_ALLOWED, f"{request.method} does not work on {request.url.path}"
+            )
+        case 413:
+            return TooLarge(
+                Code.PAYLOAD_TOO_LARGE,
+                "the body is over the limit of 8 MiB",
+                hint="upload media to /api/v1/storage/upload and pass the reference",
+            )
+        case _:
+            return Invalid(Code.INVALID_REQUEST, str(error.detail))
