@@ -1,4 +1,5 @@
-"""A checked flow in the form that the engine executes: nodes in topological order, edges with adapters.
+"""A checked flow in the form that the engine executes: nodes in topological order and edges with
+adapters.
 
 Compiled from a flow document and the manifests it names, and compiled again from the same two on
 recovery; so it is never stored itself.

@@ -27,7 +27,7 @@ class Warm(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class AgentProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """How to start an agent and what it takes and gives. `warm` None = one-shot, a process per attempt."""
+    """How to start an agent, what it takes and gives. `warm` None = a process per attempt."""
 
     id: str
     version: str

@@ -21,6 +21,10 @@ MentatError
 `code` is one of `Code`; every code has a page in docs/reference/errors/ (a test checks it).
 """
 
+# The names are the words of the tree above; "Error" behind each would say nothing more.
+# ruff: noqa: N818
+
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
@@ -157,7 +161,10 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class MentatError(Exception):
-    """Base of all errors; `hint` is set when the reader can act, `retryable` when trying again may help."""
+    """Base of all; `hint` says what the reader can do, `retryable` that trying again may help.
+
+    Survives pickling, so that a worker process can raise it.
+    """
 
     retryable: ClassVar[bool] = False
 
@@ -172,6 +179,15 @@ class MentatError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+    def __reduce__(self) -> tuple[Callable[..., "MentatError"], tuple[Any, ...]]:
+        return _revive, (type(self), self.args, self.__dict__.copy())
+
+
+def _revive(kind: type[MentatError], args: tuple[Any, ...], state: dict[str, Any]) -> MentatError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class Invalid(MentatError):

@@ -1,4 +1,7 @@
-"""What an agent process says to its host, in normal form. `invocation` is the warm protocol's `id`."""
+"""What an agent process says to its host, in normal form.
+
+`invocation` is the warm protocol's `id`, empty in the one-shot form.
+"""
 
 from typing import Any, Literal
 
@@ -11,18 +14,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     invocation: str = ""
 
 
-class Ready(Event):
+class Ready(Event, frozen=True, kw_only=True):
     protocol: int = 1
     concurrency: int = 1
 
 
-class Log(Event):
+class Log(Event, frozen=True, kw_only=True):
     message: str
     level: Level = "info"
     data: Any = None
 
 
-class Progress(Event):
+class Progress(Event, frozen=True, kw_only=True):
     percent: float | None = None
     current: float | None = None
     total: float | None = None
@@ -30,14 +33,14 @@ class Progress(Event):
     message: str = ""
 
 
-class Metric(Event):
+class Metric(Event, frozen=True, kw_only=True):
     name: str
     value: float
     unit: str = ""
 
 
-class Checkpoint(Event):
-    """`offsets`: per input pin the last sequence whose effect is in `state`; None = the last acks."""
+class Checkpoint(Event, frozen=True, kw_only=True):
+    """`offsets`: by input pin the last sequence whose effect is in `state`; None = last acks."""
 
     state: Any = None
     stage: str = ""
@@ -45,12 +48,12 @@ class Checkpoint(Event):
     offsets: dict[str, int] | None = None
 
 
-class Heartbeat(Event):
+class Heartbeat(Event, frozen=True, kw_only=True):
     pass
 
 
-class Chunk(Event):
-    """One element of a stream output: exactly one of `data`, `ref`, `path` (a file under out_dir)."""
+class Chunk(Event, frozen=True, kw_only=True):
+    """One element of a stream output: exactly one of `data`, `ref`, `path` (below out_dir)."""
 
     pin: str
     data: Any = msgspec.UNSET
@@ -61,28 +64,33 @@ class Chunk(Event):
     final: bool = False
     metadata: dict[str, Any] = {}
 
+    def __post_init__(self) -> None:
+        given = (self.data is not msgspec.UNSET, self.ref is not None, self.path is not None)
+        if sum(given) != 1:
+            raise ValueError("a chunk holds exactly one of data, ref and path")
 
-class Output(Event):
+
+class Output(Event, frozen=True, kw_only=True):
     key: str
     value: Any
 
 
-class Error(Event):
-    message: str
+class Error(Event, frozen=True, kw_only=True):
+    message: str = ""
     code: str = "AGENT_ERROR"
     retryable: bool = False
 
 
-class Result(Event):
+class Result(Event, frozen=True, kw_only=True):
     outputs: dict[str, Any]
 
 
-class Ack(Event):
+class Ack(Event, frozen=True, kw_only=True):
     pin: str
     seq: int
 
 
-class Bare(Event):
+class Bare(Event, frozen=True, kw_only=True):
     """An object without `type`: a classic agent's result, if it is the last one."""
 
     value: dict[str, Any]

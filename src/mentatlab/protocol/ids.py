@@ -1,6 +1,6 @@
 """Identifiers: a prefix and a ULID (Crockford base 32, 48-bit milliseconds + 80 random bits).
 
-Time and randomness are arguments of the pure function `ulid`; `new_id` is the convenience for shells.
+Time and randomness are arguments of the pure `ulid`; `new_id` is the convenience for shells.
 """
 
 import os
@@ -16,5 +16,5 @@ def ulid(time_ms: int, randomness: bytes) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """`prefix_<ulid>`, e.g. `rn_…` run, `st_…` stream, `rs_…` a stream's own run, `blob_…` media."""
+    """`prefix_<ulid>`: `rn_…` run, `st_…` stream, `rs_…` a stream's own run, `blob_…` media."""
     return f"{prefix}_{ulid(time.time_ns() // 1_000_000, os.urandom(10))}"

@@ -5,7 +5,8 @@
              "metadata": {"mimeType": "image/jpeg", "width": 1920, "height": 1080}}}
 
 Wherever a reference is read, the id alone, the `mentat://` URL and the object are accepted.
-Handed to an agent it also carries `path` (read-only local file) or `get` (short-lived URL with Range).
+Handed to an agent it also carries `path` (read-only local file) or `get` (short-lived URL that
+answers Range).
 """
 
 import re
@@ -29,7 +30,7 @@ class RefInfo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class MediaReference(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """`type` is audio, image, video, binary, or json/string for a value too large to stand inline."""
+    """`type`: audio, image, video, binary, or json/string for a value too large to stand inline."""
 
     type: PinType
     ref: RefInfo
@@ -60,12 +61,16 @@ def parse_url(url: str) -> BlobUrl:
     return BlobUrl(match[1], match[2])
 
 
+def is_url(text: str) -> bool:
+    return _URL.fullmatch(text) is not None
+
+
 def is_ref_id(text: str) -> bool:
     return _REF_ID.fullmatch(text) is not None
 
 
 def ref_id_of(value: object) -> str:
-    """The ref id in any accepted form of a reference; `Invalid(REFERENCE_INVALID)` for anything else."""
+    """The ref id in any accepted form of a reference; else `Invalid(REFERENCE_INVALID)`."""
     match value:
         case str() if is_ref_id(value):
             return value
@@ -82,10 +87,10 @@ def ref_id_of(value: object) -> str:
 
 
 def is_reference(value: object) -> bool:
-    """Whether a JSON value is the object form of a reference (used to find references inside values)."""
+    """Whether a JSON value is the object form of a reference (to find references inside values)."""
     match value:
         case {"type": str(), "ref": {"url": str(url)}}:
-            return _URL.fullmatch(url) is not None
+            return is_url(url)
         case _:
             return False
 
@@ -94,5 +99,5 @@ def _bad(value: object) -> Invalid:
     return Invalid(
         Code.REFERENCE_INVALID,
         f"{str(value)[:80]!r} is not a media reference",
-        hint="give a ref id (blob_…), a mentat:// URL, or the reference object that the upload answered",
+        hint="give a ref id (blob_…), a mentat:// URL, or the reference that the upload answered",
     )

@@ -3,9 +3,11 @@
 On an output pin metadata describes what comes out; on an input pin it is a constraint.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -45,6 +47,12 @@ class PinMetadata(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel
     by_reference: bool | None = None
     items: PinType | None = None  # type of one element of a stream
 
+    @property
+    def longest(self) -> float | None:
+        """Upper bound of the duration in seconds: the smaller of `duration` and `maxDuration`."""
+        bounds = [d for d in (self.duration, self.max_duration) if d is not None]
+        return min(bounds, default=None)
+
 
 class Pin(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
@@ -57,44 +65,49 @@ class Pin(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def item_type(self) -> PinType:
-        """Type of one element: `items` of a stream (json when it is silent), else the type itself."""
+        """Type of one element: a stream's `items` (json when silent), else the type itself."""
         if self.type is PinType.STREAM:
             return self.metadata.items or PinType.JSON
         return self.type
 
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)([bB]?)\s*")
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kKMGT])(i?))?[bB]?\s*")
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of `"10MB"` (decimal), `"1GiB"` or Kubernetes' `"4Gi"` (binary), `"512"`."""
+    """Bytes of `"10MB"` (decimal), `"1GiB"` or Kubernetes' `"4Gi"` (binary), `"512"`.
+
+    Else `Invalid(MANIFEST_BAD_SIZE)`.
+    """
     if isinstance(text, int):
-        return text
+        text = str(text)
     match = _SIZE.fullmatch(text)
     if match is None:
         raise Invalid(
             Code.MANIFEST_BAD_SIZE,
-            f"{text!r} is not a size",
+            f"{text[:60]!r} is not a size",
             hint='write "10MB", "1GiB" or a number of bytes',
         )
-    number, unit, binary, _ = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _POWER[unit.lower()])
+    number, unit, binary = match.groups(default="")
+    return int(Fraction(number) * (1024 if binary else 1000) ** _POWER[unit.lower()])
 
 
 def mime_patterns(text: str | None) -> frozenset[str]:
     """`"image/jpeg, image/*"` → its parts, lower case, without parameters; empty = anything."""
-    if not text:
-        return frozenset()
-    return frozenset(p.split(";")[0].strip().lower() for p in text.split(",") if p.strip())
+    return frozenset(part for part in map(_bare, (text or "").split(",")) if part)
 
 
 def mime_fits(mime: str, patterns: frozenset[str]) -> bool:
     """Whether one concrete MIME type is in the set that the patterns describe."""
     if not patterns or "*/*" in patterns:
         return True
-    bare = mime.split(";")[0].strip().lower()
+    bare = _bare(mime)
     return bare in patterns or bare.split("/")[0] + "/*" in patterns
+
+
+def _bare(mime: str) -> str:
+    return mime.split(";")[0].strip().lower()
 
 
 def mimes_intersect(a: frozenset[str], b: frozenset[str]) -> bool:
@@ -111,8 +124,16 @@ def _overlap(x: str, y: str) -> bool:
     return x.endswith("/*") or y.endswith("/*")
 
 
-_EXACT = ("sample_rate", "channels", "width", "height", "fps")
-_CAMEL = {"sample_rate": "sampleRate"}
+_EQUAL = {
+    "sample_rate": "sampleRate",
+    "channels": "channels",
+    "width": "width",
+    "height": "height",
+    "fps": "fps",
+}
+"""Constraints that must be met exactly: attribute → name in documents and probed metadata."""
+
+_RELATIVE_TOLERANCE = 1e-3  # 29.97 fps is 30000/1001
 
 
 def violations(
@@ -120,33 +141,29 @@ def violations(
 ) -> Iterator[Problem]:
     """What of a medium breaks an input pin's constraint.
 
-    `size` in bytes, `found` as probing told (`mimeType width height duration fps sampleRate channels`);
-    what is unknown is not judged. `duration` and `maxDuration` are upper bounds in seconds, `maxSize` one
-    in bytes; the others must be equal.
+    `size` in bytes, `found` as probing told (`mimeType width height duration fps sampleRate
+    channels`); what is unknown is not judged. `duration` and `maxDuration` are upper bounds in
+    seconds, `maxSize` one in bytes; the others must be equal.
     """
     mime = found.get("mimeType")
-    patterns = mime_patterns(constraint.mime_type)
-    if mime and not mime_fits(mime, patterns):
-        yield Problem(
-            Code.MEDIA_TYPE_MISMATCH, "/metadata/mimeType", f"{mime} is not {constraint.mime_type}"
-        )
+    if mime and not mime_fits(mime, mime_patterns(constraint.mime_type)):
+        text = f"{mime} is not {constraint.mime_type}"
+        yield Problem(Code.MEDIA_TYPE_MISMATCH, "/metadata/mimeType", text)
     if constraint.max_size and size is not None and size > parse_size(constraint.max_size):
-        yield Problem(
-            Code.MEDIA_TOO_LARGE, "/size", f"{size} bytes are over maxSize {constraint.max_size}"
-        )
-    longest = min(
-        (d for d in (constraint.duration, constraint.max_duration) if d is not None), default=None
-    )
-    duration = found.get("duration")
+        text = f"{size} bytes are over maxSize {constraint.max_size}"
+        yield Problem(Code.MEDIA_TOO_LARGE, "/size", text)
+    longest, duration = constraint.longest, _number(found.get("duration"))
     if longest is not None and duration is not None and duration > longest:
-        yield Problem(
-            Code.MEDIA_TOO_LONG, "/metadata/duration", f"{duration:g} s are over {longest:g} s"
-        )
-    for name in _EXACT:
-        wanted, is_ = getattr(constraint, name), found.get(_CAMEL.get(name, name))
-        if wanted is not None and is_ is not None and wanted != is_:
-            yield Problem(
-                Code.MEDIA_CONSTRAINT,
-                f"/metadata/{_CAMEL.get(name, name)}",
-                f"{name} is {is_:g}, the pin asks for {wanted:g}",
-            )
+        text = f"{duration:g} s are over {longest:g} s"
+        yield Problem(Code.MEDIA_TOO_LONG, "/metadata/duration", text)
+    for attribute, name in _EQUAL.items():
+        wanted, is_ = getattr(constraint, attribute), _number(found.get(name))
+        if wanted is None or is_ is None:
+            continue
+        if not math.isclose(wanted, is_, rel_tol=_RELATIVE_TOLERANCE if name == "fps" else 0):
+            text = f"{name} is {is_:g}, the pin asks for {wanted:g}"
+            yield Problem(Code.MEDIA_CONSTRAINT, f"/metadata/{name}", text)
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) else None

@@ -1,9 +1,10 @@
 """Stream records: the four types that are logged, and the cursor that names a place among them.
 
-JSON form (WebSocket text frame, SSE `data`, NDJSON log): `StreamChunk.to_dict()`. Ingest also accepts
-`event_type` for `type` and `data` / `agent_id` of the old gateway; output always says `type`.
+JSON form (WebSocket text frame, SSE `data`, NDJSON log): `StreamChunk.to_dict()`. Ingest also
+accepts `event_type` for `type` and `data` / `agent_id` of the old gateway; output says `type`.
 """
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from mentatlab.protocol.errors import Code, Invalid
+from mentatlab.protocol.values import is_object
 
 
 class RecordType(StrEnum):
@@ -29,7 +31,7 @@ MAX_RECORD_BYTES = 1 << 20
 
 
 class StreamChunk(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
-    """One record. `sequence` is dense from 1 in its lane, `rseq` dense from 1 in its run (commit lanes).
+    """One record. `sequence` is dense from 1 in its lane, `rseq` in its run (commit lanes only).
 
     `payload` of data holds exactly one of `data` (inline JSON) and `ref` (media reference), beside
     `metadata`. `timestamp` is RFC 3339 UTC with ms; `pts_us`, `dur_us` are media time in µs.
@@ -69,8 +71,11 @@ class Draft(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fa
 
 
 class Producer(msgspec.Struct, frozen=True, kw_only=True):
-    """Who appends, for exactly-once: an older epoch is fenced, seq ≤ last is a duplicate, last+1 is appended,
-    anything later is a hole; a higher epoch starts again at seq 1. `seq` is that of the batch's first draft."""
+    """Who appends, for exactly-once; `seq` is that of the batch's first draft.
+
+    An older epoch is fenced, seq ≤ last is a duplicate, last+1 is appended, anything later is a
+    hole; a higher epoch starts again at seq 1.
+    """
 
     id: str
     epoch: int
@@ -87,11 +92,13 @@ class Cursor(NamedTuple):
         return f"{self.epoch}:{self.sequence}"
 
 
+_CURSOR = re.compile(r"([0-9]{1,18}):([0-9]{1,18})")
+
+
 def parse_cursor(text: str) -> Cursor:
-    epoch, colon, sequence = text.partition(":")
-    if colon and epoch.isascii() and epoch.isdigit() and sequence.isascii() and sequence.isdigit():
-        if len(epoch) <= 18 and len(sequence) <= 18:
-            return Cursor(int(epoch), int(sequence))
+    match = _CURSOR.fullmatch(text)
+    if match is not None:
+        return Cursor(int(match[1]), int(match[2]))
     raise Invalid(
         Code.STREAM_CURSOR_INVALID,
         f"{text[:60]!r} is not a cursor",
@@ -138,12 +145,12 @@ def error_draft(
 ) -> Draft:
     """`stream_error` with one of: agent_error publisher_lost timeout invalid_payload quota_exceeded
     storage_failed cancelled_upstream internal."""
-    error = {
+    error: dict[str, Any] = {
         "code": code,
         "message": message,
         "retryable": retryable,
         "partial": partial,
-        "details": details or {},
+        "details": {} if details is None else details,
     }
     return Draft(type=RecordType.ERROR, payload={"error": error})
 
@@ -168,37 +175,59 @@ def data_draft(
     )
 
 
-def parse_draft(message: object) -> Draft:
-    """A publisher's JSON record (`{"type": "stream_data", "payload": {…}}`, old forms included) → Draft.
+_PUBLISHED = (RecordType.DATA, RecordType.END, RecordType.ERROR)
+_PUBLISHED_REASONS = ("complete", "cancelled", "aborted")
+_INT64 = range(-(1 << 63), 1 << 63)
 
-    A message that is an object without `type`/`payload`/`data` raises; only data, end and error may be
-    published from outside.
+
+def parse_draft(message: object) -> Draft:
+    """A publisher's JSON record (`{"type": "stream_data", "payload": {…}}`, old forms included).
+
+    Only data, end and error may be published from outside; everything else raises
+    `Invalid(STREAM_RECORD_INVALID)`.
     """
-    if not isinstance(message, dict):
+    if not is_object(message):
         raise _invalid("a record is a JSON object")
     kind = message.get("type", message.get("event_type", RecordType.DATA))
-    if kind not in (RecordType.DATA, RecordType.END, RecordType.ERROR):
-        raise _invalid(f"type {kind!r} cannot be published")
+    if kind not in _PUBLISHED:
+        raise _invalid(f"type {str(kind)[:40]!r} cannot be published")
+    kind = RecordType(kind)
+    return Draft(
+        type=kind,
+        payload=_published_payload(kind, message),
+        pts_us=_integer(message, "pts_us"),
+        dur_us=_integer(message, "dur_us"),
+        attempt=_integer(message, "attempt"),
+        item=_integer(message, "item"),
+    )
+
+
+def _published_payload(kind: RecordType, message: dict[str, Any]) -> dict[str, Any]:
     payload = message.get("payload")
     if payload is None and "data" in message:
-        payload = {"data": message["data"]}
-    if payload is None and kind == RecordType.END:
+        payload = {"data": message["data"]} if kind is RecordType.DATA else message["data"]
+    if payload is None and kind is RecordType.END:
         payload = {"reason": "complete"}
-    if not isinstance(payload, dict):
+    if not is_object(payload):
         raise _invalid("`payload` must be an object")
-    if kind == RecordType.DATA and ("data" in payload) == ("ref" in payload):
+    if kind is RecordType.DATA and ("data" in payload) == ("ref" in payload):
         raise _invalid("a data payload holds exactly one of `data` and `ref`")
-    if kind == RecordType.END and payload.get("reason", "complete") not in (
-        "complete",
-        "cancelled",
-        "aborted",
-    ):
+    if kind is RecordType.END and payload.get("reason", "complete") not in _PUBLISHED_REASONS:
         raise _invalid("`reason` is complete, cancelled or aborted")
-    times = {k: message.get(k) for k in ("pts_us", "dur_us", "item", "attempt")}
-    for name, number in times.items():
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-            raise _invalid(f"`{name}` must be an integer")
-    return Draft(type=RecordType(kind), payload=payload, **times)
+    if kind is RecordType.ERROR and not _is_error(payload.get("error")):
+        raise _invalid("`payload.error` must be an object with the texts `code` and `message`")
+    return payload
+
+
+def _is_error(error: object) -> bool:
+    return is_object(error) and all(isinstance(error.get(k), str) for k in ("code", "message"))
+
+
+def _integer(message: dict[str, Any], name: str) -> int | None:
+    number = message.get(name)
+    if number is None or (type(number) is int and number in _INT64):
+        return number
+    raise _invalid(f"`{name}` must be a 64-bit integer")
 
 
 def _invalid(message: str) -> Invalid:

@@ -1,8 +1,8 @@
-"""The agent process contract on stdin/stdout: NDJSON, UTF-8, one object a line, at most 1 MiB a line.
+"""The agent process contract on stdin/stdout: NDJSON, UTF-8, one object and at most 1 MiB a line.
 
-Sans-IO and used by both sides: `Lines` cuts bytes into lines, `parse_event` reads what an agent says,
-`parse_command` what a host says, `encode` writes either. Unknown types are ignored; a line that is
-not JSON is a log line.
+Sans-IO and used by both sides: `Lines` cuts bytes into lines, `parse_event` reads what an agent
+says, `parse_command` what a host says, `encode` writes either. Unknown types are ignored; a line
+that is not JSON is a log line.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ import msgspec
 
 from mentatlab.protocol import events
 from mentatlab.protocol.errors import Code, TooLarge
+from mentatlab.protocol.values import is_object
 
 MAX_LINE_BYTES = 1 << 20
 MAX_INLINE_BYTES = 32 * 1024
@@ -20,6 +21,7 @@ MAX_ENV_BYTES = 64 * 1024
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -65,7 +67,7 @@ class Lines:
             self._rest.clear()
 
 
-_KINDS: dict[str, type[events.Event]] = {
+_KINDS: dict[str, type[events.AgentEvent]] = {
     "ready": events.Ready,
     "log": events.Log,
     "progress": events.Progress,
@@ -83,25 +85,29 @@ _KINDS: dict[str, type[events.Event]] = {
 def parse_event(line: bytes) -> events.AgentEvent | None:
     """One line of an agent's stdout. None = blank, or a type that this version does not know.
 
-    A line that is no JSON object, or an event whose fields do not fit, comes back as a `Log`: agents
-    print all sorts of things, and nothing of it is lost.
+    A line that is no JSON object, or an event whose fields do not fit, comes back as a `Log`:
+    agents print all sorts of things, and nothing of it is lost.
     """
     if not line.strip():
         return None
     try:
-        message = _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return events.Log(message=line.decode("utf-8", "replace"))
-    if not isinstance(message, dict):
+        message: object = _decode(line)
+    except _NOT_JSON:
+        message = None
+    if not is_object(message):
         return events.Log(message=line.decode("utf-8", "replace"))
     kind = message.get("type")
     if not isinstance(kind, str):
         return events.Bare(value=message, invocation=_invocation(message))
     struct = _KINDS.get(kind)
-    if struct is None:
-        return None
+    return None if struct is None else _event(kind, struct, message)
+
+
+def _event(
+    kind: str, struct: type[events.AgentEvent], message: dict[str, Any]
+) -> events.AgentEvent:
     try:
-        return msgspec.convert(_flatten(message, struct), struct, strict=False)  # type: ignore[return-value]
+        return msgspec.convert(_fields(message, struct), struct, strict=False)
     except msgspec.ValidationError as error:
         return events.Log(
             level="warning",
@@ -116,22 +122,45 @@ def _invocation(message: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _flatten(message: dict[str, Any], struct: type[events.Event]) -> dict[str, Any]:
-    """Payload keys may stand flat or under `data`; `log` and `chunk` have a `data` of their own."""
-    nested = message.get("data")
-    fields = {k: v for k, v in message.items() if k not in ("type", "id")}
-    own_data = "data" in struct.__struct_fields__
-    unwrap = isinstance(nested, dict) and (
-        not own_data
-        or (struct is events.Log and "message" not in message)
-        or (struct is events.Chunk and "pin" not in message)
-    )
-    if unwrap and isinstance(nested, dict):
-        del fields["data"]
-        fields = {**nested, **fields}
+def _fields(message: dict[str, Any], struct: type[events.AgentEvent]) -> dict[str, Any]:
+    fields: dict[str, Any] = _flatten(message, struct)
     if struct is events.Result and "outputs" not in fields:
         fields = {"outputs": fields}
+    if struct is events.Log:
+        fields = {**fields, "level": _level(fields.get("level"))}
     return {**fields, "invocation": _invocation(message)}
+
+
+_OWN_DATA: dict[type[events.AgentEvent], str] = {events.Log: "message", events.Chunk: "pin"}
+"""Events with a `data` of their own, and the key that shows that it stands flat."""
+
+
+def _flatten(message: dict[str, Any], struct: type[events.AgentEvent]) -> dict[str, Any]:
+    """Payload keys may stand flat or under `data`; `log` and `chunk` have a `data` of their own."""
+    flat = {k: v for k, v in message.items() if k not in ("type", "id")}
+    own_key = _OWN_DATA.get(struct)
+    nested = flat.get("data")
+    if not is_object(nested) or (own_key is not None and own_key in flat):
+        return flat
+    del flat["data"]
+    return {**nested, **flat}
+
+
+_LEVELS: dict[str, events.Level] = {
+    "trace": "debug",
+    "debug": "debug",
+    "info": "info",
+    "warn": "warning",
+    "warning": "warning",
+    "error": "error",
+    "critical": "error",
+    "fatal": "error",
+}
+
+
+def _level(name: object) -> events.Level:
+    """The logging libraries of this world do not agree on spelling."""
+    return _LEVELS.get(str(name).lower(), "info")
 
 
 class Context(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -207,7 +236,7 @@ def parse_command(line: bytes) -> Command | None:
     """One line of a host, on the agent's side; None for what this version does not know."""
     try:
         return _commands.decode(line)
-    except msgspec.ValidationError:
+    except _NOT_JSON:
         return None
 
 

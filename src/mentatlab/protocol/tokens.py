@@ -1,6 +1,7 @@
-"""Capability tokens: `v1.<base64url claims>.<base64url HMAC-SHA256>`; minted and verified without I/O.
+"""Capability tokens: `v1.<base64url claims>.<base64url HMAC-SHA256>`; no I/O in here.
 
-A token names one subject (a stream, a run or an attempt), what may be done with it, and when it ends.
+A token names one subject (a stream, a run or an attempt), what may be done with it and when it
+ends.
 """
 
 import base64
@@ -31,10 +32,11 @@ def mint(claims: Claims, secret: bytes) -> str:
 
 
 def verify(token: str, secret: bytes, *, now: float) -> Claims:
-    """The claims of a token that is ours and not over; `Unauthenticated(TOKEN_INVALID)` otherwise."""
+    """The claims of a token that is ours and not over; else `Unauthenticated(TOKEN_INVALID)`."""
     try:
         version, body, signature = token.split(".")
-        if version != "v1" or not hmac.compare_digest(_decode(signature), _sign(body, secret)):
+        ours = hmac.compare_digest(signature.encode(), _encode(_sign(body, secret)).encode())
+        if version != "v1" or not ours:
             raise _refused("is not valid")
         claims = msgspec.json.decode(_decode(body), type=Claims)
     except (ValueError, binascii.Error, msgspec.DecodeError) as error:

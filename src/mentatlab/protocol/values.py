@@ -1,27 +1,42 @@
 """Which JSON values a pin takes."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
-from mentatlab.protocol.media import is_ref_id, is_reference
+from mentatlab.protocol.media import is_ref_id, is_reference, is_url
 from mentatlab.protocol.pins import BY_REFERENCE, PinType
 
 
-def fits(value: Any, type_: PinType) -> bool:
-    """Whether a value may stand on a pin of this type (a reference stands for string and json too)."""
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """A JSON object, for a value that was decoded from JSON or YAML with text keys."""
+    return isinstance(value, dict)
+
+
+def fits(value: object, type_: PinType) -> bool:
+    """Whether a value may stand on a pin of this type.
+
+    Media by reference of that type (any type on a binary pin), or by the reference's id or URL. A
+    reference also stands for a json or string value that is too large to stand inline.
+    """
     match type_:
         case PinType.STRING:
-            return isinstance(value, str) or is_reference(value)
+            return isinstance(value, str) or _refers_to(value, type_)
         case PinType.NUMBER:
             return isinstance(value, int | float) and not isinstance(value, bool)
         case PinType.BOOLEAN:
             return isinstance(value, bool)
         case PinType.STREAM:
-            return isinstance(value, dict) and value.get("type") == "stream"
-        case _ if type_ in BY_REFERENCE:
-            return is_reference(value) or (isinstance(value, str) and _names_blob(value))
-        case _:
+            return is_object(value) and value.get("type") == "stream"
+        case PinType.JSON:
             return True
+        case _:
+            return _names_blob(value) or _refers_to(value, type_)
 
 
-def _names_blob(text: str) -> bool:
-    return is_ref_id(text) or text.startswith("mentat://")
+def _refers_to(value: object, type_: PinType) -> bool:
+    if not (is_object(value) and is_reference(value)):
+        return False
+    return value["type"] == type_ or (type_ is PinType.BINARY and value["type"] in BY_REFERENCE)
+
+
+def _names_blob(value: object) -> bool:
+    return isinstance(value, str) and (is_ref_id(value) or is_url(value))
