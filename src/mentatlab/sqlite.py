@@ -1,9 +1,10 @@
 """One SQLite file, one writer thread, group commit.
 
 Every durable table of the embedded mode (runs.db, streams.db, catalog.db) is written through this:
-jobs that wait together are committed together (at most `GROUP`), each in its own savepoint, so that one
-job's error undoes that job only. A caller's `write` returns after the commit that holds its job.
-WAL and `synchronous=FULL`: what was acknowledged survives a power cut. Reads use their own connections.
+jobs that wait together are committed together (at most `GROUP`), each in its own savepoint, so that
+one job's error undoes that job only. `write` returns after the commit that holds the job.
+WAL and `synchronous=FULL`: what was acknowledged survives a power cut. Reads have their own
+connections.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ class Database:
     """
 
     def __init__(self, path: Path, schema: Sequence[str], *, readers: int = 2) -> None:
-        self._path = path
+        self.path = path
         self._schema = schema
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"sqlite-{path.stem}", daemon=True)
@@ -46,7 +47,7 @@ class Database:
         self._connections: list[sqlite3.Connection] = []
 
     async def open(self) -> "Database":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._thread.start()
         await asyncio.wrap_future(self._opened)
         return self
@@ -75,7 +76,7 @@ class Database:
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the writer thread, inside the group's transaction; return after its commit.
 
-        A cancelled caller's job is still carried out. `OutOfSpace(DISK_FULL)` when the disk is full.
+        A cancelled caller's job is still carried out. A full disk is `OutOfSpace(DISK_FULL)`.
         """
         if self._closing:
             raise Unavailable(Code.UNAVAILABLE, "the database is closing")
@@ -101,7 +102,7 @@ class Database:
             raise _translate(error) from error
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA busy_timeout=5000")
         return connection
@@ -125,7 +126,7 @@ class Database:
         if applied > len(self._schema):
             raise Unavailable(
                 Code.DATABASE_ERROR,
-                f"{self._path.name} was written by a newer version",
+                f"{self.path.name} was written by a newer version",
                 hint="start the newer version, or another home folder",
             )
         for number in range(applied, len(self._schema)):
@@ -149,11 +150,9 @@ class Database:
         return group
 
     def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        results: list[tuple[_Job, Any, BaseException | None]] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                results.append((job, *self._run_job(connection, job)))
+            results = [(job, *self._run_job(connection, job)) for job in jobs]
             connection.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 — every waiting caller is told
             with contextlib.suppress(sqlite3.Error):
@@ -173,7 +172,7 @@ class Database:
         connection.execute("SAVEPOINT job")
         try:
             value = job.work(connection)
-        except Exception as error:  # noqa: BLE001 — handed to this job's caller
+        except Exception as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK TO job")
                 connection.execute("RELEASE job")
