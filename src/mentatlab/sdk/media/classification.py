@@ -37,7 +37,7 @@ def softmax(logits: Floats) -> Floats:
 
 def rank(probabilities: Floats, labels: Sequence[str], top_k: int) -> list[Ranked]:
     best = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [Ranked(labels[i], float(probabilities[i]), i) for i in best.tolist()]
+    return [Ranked(labels[int(i)], float(probabilities[i]), int(i)) for i in best]
 
 
 class Classifier:

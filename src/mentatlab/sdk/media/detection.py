@@ -141,10 +141,8 @@ class Detector:
         kept = class_wise_nms(boxes, classes)[:max_boxes]
         pixels = mapping.to_pixels(boxes[kept])
         return [
-            Detection(self.labels[c], s, (x1, y1, x2, y2))
-            for (x1, y1, x2, y2), s, c in zip(
-                pixels.tolist(), scores[kept].tolist(), classes[kept].tolist(), strict=True
-            )
+            Detection(self.labels[int(classes[k])], float(scores[k]), _as_box(row))
+            for k, row in zip(kept, pixels, strict=True)
         ]
 
     def _class_of(self, label: str) -> int:
@@ -155,6 +153,11 @@ class Detector:
             f"the model knows no class {label!r}",
             hint=f"it knows {', '.join(self.labels)}",
         )
+
+
+def _as_box(row: Floats) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = map(float, row)
+    return (x1, y1, x2, y2)
 
 
 def _letterboxed_input(model: Model) -> InputSpec:

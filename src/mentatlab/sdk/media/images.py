@@ -38,7 +38,7 @@ class Picture:
 def load_image(source: Path | bytes, *, at_least: int | None = None) -> Picture:
     """Decode a file, or the bytes of one.
 
-    `at_least`: both sides may shrink to this many pixels, which a JPEG decodes up to 8 times faster;
+    `at_least`: both sides may shrink to this many pixels, which is up to 8 times faster for JPEG;
     other formats come in full size.
     `Invalid(IMAGE_UNREADABLE)`: no image, another format, or cut off.
     `TooLarge(IMAGE_TOO_LARGE)`: over 50 Mpx; refused before its pixels are decoded.
