@@ -1,8 +1,8 @@
 """Who is calling, and what they may do.
 
-`admission` puts a `Caller` on every request and WebSocket; routes ask for it with `Depends(caller)` and guard
-themselves with `Depends(requires("run"))`. A capability token (a stream's, a run's, an attempt's) is a
-caller without scopes that carries `claims`.
+`admission` puts a `Caller` on every request and WebSocket; routes ask for it with `Depends(caller)`
+and guard themselves with `Depends(requires("run"))`. A capability token (a stream's, a run's, an
+attempt's) is a caller without scopes that carries `claims`.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ ROLES: dict[str, frozenset[Scope]] = {
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """`name` tells callers apart in logs and rate limits; it is no secret. "" = nobody in particular."""
+    """`name` tells callers apart in logs and rate limits; it is no secret. "" = nobody."""
 
     workspace: str = "default"
     scopes: frozenset[Scope] = frozenset()

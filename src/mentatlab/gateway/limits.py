@@ -24,7 +24,10 @@ class TokenBucket:
 
 
 class Buckets:
-    """One bucket per name, the `most` latest used; a forgotten one starts full again. Rate 0 = no limit."""
+    """One bucket per name, the `most` latest used; a forgotten one starts full again.
+
+    Rate 0 = no limit.
+    """
 
     def __init__(self, rate: float, burst: float, *, most: int = 10_000) -> None:
         self._rate, self._burst, self._most = rate, burst, most

@@ -19,7 +19,7 @@ from mentatlab.protocol.ids import new_id
 log = logging.getLogger("mentatlab.gateway")
 
 MEDIA_TYPE = "application/problem+json"
-TYPE_BASE = "https://mentatlab.dev/errors/"
+TYPE_BASE = "urn:mentatlab:error:"
 
 STATUS: dict[type[MentatError], int] = {
     errors.Invalid: 400,
@@ -70,7 +70,7 @@ class ProblemItem(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457, with a code that has a page in docs/reference/errors and a hint when one can act."""
+    """RFC 9457, with a code (docs/reference/errors) and a hint when one can act."""
 
     type: str
     title: str
@@ -137,11 +137,10 @@ def unexpected(error: BaseException) -> Internal:
 
 
 def install(app: FastAPI) -> None:
-    """Handlers for what routes, the framework and bugs raise."""
+    """Handlers for what routes and the framework raise (bugs: `admission`)."""
     app.add_exception_handler(MentatError, _mentat_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 async def _mentat_error(_: Request, error: Exception) -> Response:
@@ -149,17 +148,11 @@ async def _mentat_error(_: Request, error: Exception) -> Response:
     return response_of(error)
 
 
-async def _unexpected(_: Request, error: Exception) -> Response:
-    return response_of(unexpected(error))
-
-
 async def _validation_error(_: Request, error: Exception) -> Response:
     """FastAPI's findings about path, query, headers and body, as problems with JSON pointers."""
     assert isinstance(error, RequestValidationError)
     problems = [_problem(found) for found in error.errors()]
-    return response_of(
-        errors.ValidationFailed(Code.INVALID_REQUEST, _summary(problems), problems)
-    )
+    return response_of(errors.ValidationFailed(Code.INVALID_REQUEST, _summary(problems), problems))
 
 
 def _summary(problems: list[Problem]) -> str:
