@@ -79,6 +79,7 @@ class Error(Event, frozen=True, kw_only=True):
     message: str = ""
     code: str = "AGENT_ERROR"
     retryable: bool = False
+    hint: str = ""
 
 
 class Result(Event, frozen=True, kw_only=True):
