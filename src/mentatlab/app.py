@@ -82,16 +82,16 @@ def _number(environ: Mapping[str, str], name: str, default: int, *, most: int = 
     raise _bad_setting(name, text, f"write a number from 0 to {most}")
 
 
-_FLAGS = {"1": True, "true": True, "on": True, "yes": True}
-_FLAGS |= {"0": False, "false": False, "off": False, "no": False}
+_YES, _NO = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:
     text = environ.get(name) or "true"
-    value = _FLAGS.get(text.lower())
-    if value is None:
-        raise _bad_setting(name, text, "write true or false")
-    return value
+    if text.lower() in _YES:
+        return True
+    if text.lower() in _NO:
+        return False
+    raise _bad_setting(name, text, "write true or false")
 
 
 def _bad_setting(name: str, text: str, hint: str) -> Invalid:

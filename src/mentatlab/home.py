@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
+def locked(home: Path) -> Generator[None]:
     """Be the one server of this home; `Conflict(HOME_IN_USE)` when another process is."""
     _make(home)
     with (home / "lock").open("a") as file:
@@ -57,7 +57,7 @@ def _in_use(home: Path) -> Conflict:
 
 
 @contextlib.contextmanager
-def announced(home: Path, info: ServerInfo) -> Iterator[None]:
+def announced(home: Path, info: ServerInfo) -> Generator[None]:
     """`server.json` says where this server is, as long as it runs."""
     path = home / "server.json"
     draft = home / f".server.json.{info.pid}"

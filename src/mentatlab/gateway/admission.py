@@ -4,8 +4,8 @@ In order: the `Host` and `Origin` headers (DNS rebinding: a hostile web page mus
 loopback server through the user's browser), the credential, the rate. Routes then ask for scopes
 (`identity.requires`). What an inner part raises before it answers is answered here.
 
-Bound to loopback, a call without a credential is the user's own (`LOOPBACK_USER`). Bound to anything
-else, it is nobody's, and only the open paths answer.
+Bound to loopback, a call without a credential is the user's own (`LOOPBACK_USER`). Bound to
+anything else, it is nobody's, and only the open paths answer.
 """
 
 import hashlib

@@ -1,0 +1,44 @@
+"""The tree of commands. A command's module is imported when it is used: `--help` stays fast."""
+
+import importlib
+
+import click
+
+import mentatlab
+from mentatlab.cli.output import MentatGroup
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("mentatlab.cli.up:up", "Start the server: gateway, engine, streams, storage."),
+    "run": ("mentatlab.cli.run:run", "Run a flow and print what comes out."),
+    "validate": ("mentatlab.cli.flows:validate", "Check a flow: every problem at once."),
+    "plan": ("mentatlab.cli.flows:plan", "Show how a flow would be executed."),
+    "agents": ("mentatlab.cli.agents:agents", "List, add and show agents."),
+    "agent": ("mentatlab.cli.agent:agent", "Make an agent, run one alone."),
+    "runs": ("mentatlab.cli.runs:runs", "List, show, watch and cancel runs."),
+    "storage": ("mentatlab.cli.storage:storage", "Put and get media."),
+    "streams": ("mentatlab.cli.streams:streams", "Follow streams."),
+    "keys": ("mentatlab.cli.keys:keys", "Make, list and revoke API keys."),
+    "doctor": ("mentatlab.cli.doctor:doctor", "Say what this installation has and lacks."),
+}
+"""Name → where the command is, and its line in the help."""
+
+
+class LazyGroup(MentatGroup):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(mentatlab.__version__, prog_name="mentatlab")
+def cli() -> None:
+    """Run flows of multimodal AI agents: typed media pins, live streams, durable runs."""

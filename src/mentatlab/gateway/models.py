@@ -1,0 +1,52 @@
+"""What JSON goes in and comes out: the models behind /openapi.json."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Document = Annotated[
+    dict[str, Any] | str,
+    Field(description="A flow: the JSON document, or the text of a `.mlab` file (YAML or JSON)."),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class FlowBody(_Body):
+    flow: Document
+
+
+class RunBody(_Body):
+    """`flow` or `flow_id`, never both."""
+
+    flow: Document | None = None
+    flow_id: str | None = None
+    inputs: dict[str, Any] = Field(
+        default_factory=dict[str, Any],
+        description="`node` or `node.pin` → value or media reference",
+    )
+    idempotency_key: str | None = Field(
+        default=None, max_length=255, description="also as the header `Idempotency-Key`"
+    )
+
+    @model_validator(mode="after")
+    def _one_flow(self) -> "RunBody":
+        if (self.flow is None) == (self.flow_id is None):
+            raise ValueError("give exactly one of `flow` and `flow_id`")
+        return self
+
+
+class AgentBody(_Body):
+    """A manifest folder of this server's machine."""
+
+    directory: str
+
+
+class KeyBody(_Body):
+    name: str = Field(default="", max_length=100)
+    workspace: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    scopes: list[Literal["read", "run", "publish", "admin"]] = Field(
+        default=["read", "run", "publish"], min_length=1
+    )
