@@ -1,6 +1,9 @@
-"""Token buckets: pure; the time is an argument."""
+"""How much a caller may send. Pure: the time is an argument."""
 
 from collections import OrderedDict
+
+MAX_JSON_BYTES = 8 << 20
+"""Of a request's JSON body; media go to storage."""
 
 
 class TokenBucket:

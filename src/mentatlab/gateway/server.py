@@ -37,8 +37,8 @@ async def serving(
 ) -> AsyncGenerator[None]:
     """Answers on `listener` from entry on.
 
-    On exit: no new connections, `drain` ends the endless answers (streams say where to resume), what
-    is left after 5 s is cut.
+    On exit: no new connections, `drain` ends the endless answers (streams say where to resume),
+    what is left after 5 s is cut.
     """
     server = _Server(_config(app))
     async with asyncio.TaskGroup() as tasks:
