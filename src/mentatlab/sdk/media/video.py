@@ -30,6 +30,7 @@ from mentatlab.sdk.media.container import (
     duration_of,
     open_media,
     start_of,
+    track_duration_of,
 )
 from mentatlab.sdk.media.images import Picture
 
@@ -50,7 +51,7 @@ class VideoInfo:
     width: int  # px, as coded: before rotation and pixel aspect
     height: int  # px
     fps: float | None  # average, as the container claims; None when it does not say
-    duration_s: float | None  # as the container claims
+    duration_s: float | None  # of the track, else of the container, as the file claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _info(container: InputContainer, stream: VideoStream) -> VideoInfo:
         width=stream.codec_context.width,
         height=stream.codec_context.height,
         fps=float(stream.average_rate) if stream.average_rate else None,
-        duration_s=duration_of(container),
+        duration_s=track_duration_of(stream) or duration_of(container),
     )
 
 
