@@ -200,6 +200,8 @@ def _as_agent_error(error: Exception) -> AgentError:
     match error:
         case AgentError():
             return error
+        case ExceptionGroup(exceptions=[Exception() as only]):  # out of an agent's own TaskGroup
+            return _as_agent_error(only)
         case MentatError():
             return AgentError(error.code, error.message, retryable=error.retryable, hint=error.hint)
         case MemoryError():

@@ -7,11 +7,13 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
+from mentatlab.sdk.errors import AgentError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
@@ -35,8 +37,11 @@ class Picture:
     size: tuple[int, int]
 
 
-def load_image(source: Path | bytes, *, at_least: int | None = None) -> Picture:
-    """Decode a file, or the bytes of one.
+Source = Path | bytes | BinaryIO
+
+
+def load_image(source: Source, *, at_least: int | None = None) -> Picture:
+    """Decode a file: its path, its bytes, or itself open and seekable.
 
     `at_least`: both sides may shrink to this many pixels, which is up to 8 times faster for JPEG;
     other formats come in full size.
@@ -51,7 +56,7 @@ def load_image(source: Path | bytes, *, at_least: int | None = None) -> Picture:
             return _decode(file, at_least)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name) from error
-    except FileNotFoundError:
+    except (FileNotFoundError, AgentError):  # the file is missing, or cannot be fetched
         raise
     except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
         raise _unreadable(name, error) from error
