@@ -1,7 +1,7 @@
 """The blob store port and what the rest of the house sees of storage.
 
-A `BlobStore` keeps bytes under keys; the catalogue (SQL) is the authority on what exists. References
-are opaque (`blob_<ulid>`), never a client-chosen key; identity is blake3.
+A `BlobStore` keeps bytes under keys; the catalogue (SQL) is the authority on what exists.
+References are opaque (`blob_<ulid>`), never a client-chosen key; identity is blake3.
 """
 
 from collections.abc import AsyncIterator
@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from mentatlab.protocol.errors import RangeUnsatisfiable
 from mentatlab.protocol.media import MediaReference, RefInfo, make_url
 from mentatlab.protocol.pins import PinType
 
@@ -23,12 +24,23 @@ class ByteRange(NamedTuple):
     stop: int
 
 
+def clip(range_: ByteRange | None, size: int) -> ByteRange:
+    """The part of the range that an object of `size` bytes has."""
+    if range_ is None:
+        return ByteRange(0, size)
+    if not 0 <= range_.start <= size or range_.stop < range_.start:
+        raise RangeUnsatisfiable(size)
+    return ByteRange(range_.start, min(range_.stop, size))
+
+
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     size: int
-    blake3: str
+    blake3: str  # hex
+    sha256: str = ""  # hex, when asked for
     content_type: str
     meta: dict[str, Any] = {}
+    modified_at: float = 0.0  # Unix seconds
 
 
 class Reader(Protocol):
@@ -42,9 +54,15 @@ class Reader(Protocol):
 
 
 class BlobStore(Protocol):
-    """Promises: `put` is atomic (no partial object is ever visible, also after SIGKILL) and never replaces
-    (`Conflict(KEY_EXISTS)`); `delete` of an absent key is fine; keys are `/`-separated, checked here;
-    `OutOfSpace(DISK_FULL)` leaves nothing behind."""
+    """Promises.
+
+    - `put` is atomic (no partial object is ever visible, also after SIGKILL) and never replaces
+      (`Conflict(KEY_EXISTS)`). `OutOfSpace(DISK_FULL)`, `Invalid(DIGEST_MISMATCH)`, an error of the
+      source and a cancelled caller leave nothing behind.
+    - Keys are `/`-separated, checked here (`Invalid`). `delete` of an absent key is fine; elsewhere
+      it is `NotFound(REFERENCE_NOT_FOUND)`.
+    - A range is cut at the object's end; one that begins beyond it is `RangeUnsatisfiable`.
+    """
 
     async def put(
         self,
@@ -54,7 +72,13 @@ class BlobStore(Protocol):
         content_type: str = "application/octet-stream",
         meta: dict[str, Any] | None = None,
         durability: Durability = "full",
-    ) -> BlobInfo: ...
+        sha256: bool = False,
+        expected_sha256: str | None = None,
+    ) -> BlobInfo:
+        """`durability`: `full` returns when bytes, sidecar and folder are on disk, `data` when the
+        bytes are, `none` leaves it to the system. `expected_sha256` (hex) is checked before
+        anything becomes visible."""
+        ...
 
     async def get(self, key: str, *, range_: ByteRange | None = None) -> Reader: ...
 
@@ -62,7 +86,13 @@ class BlobStore(Protocol):
 
     async def delete(self, key: str) -> None: ...
 
-    def list(self, prefix: str = "", after: str = "") -> AsyncIterator[BlobInfo]: ...
+    def list(self, prefix: str = "", after: str = "") -> AsyncIterator[BlobInfo]:
+        """Objects whose key starts with `prefix` and sorts behind `after`, in key order."""
+        ...
+
+    async def tidy(self, *, before: float) -> None:
+        """Remove what unfinished puts left behind before that time (Unix seconds)."""
+        ...
 
     def local_path(self, key: str) -> Path | None:
         """A file that may be read in place, when there is one."""
@@ -104,8 +134,8 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True):
 class Storage(Protocol):
     """What `runs` and `gateway` use; implemented by `mentatlab.storage.StorageManager`.
 
-    Every call names the workspace; a foreign or unknown reference is `NotFound(REFERENCE_NOT_FOUND)`,
-    an expired one `Gone(REFERENCE_EXPIRED)`.
+    Every call names the workspace; a foreign or unknown reference is
+    `NotFound(REFERENCE_NOT_FOUND)`, an expired one `Gone(REFERENCE_EXPIRED)`.
     """
 
     async def store(
@@ -113,7 +143,7 @@ class Storage(Protocol):
         source: AsyncIterator[bytes],
         *,
         workspace: str,
-        owner: str,
+        owner: str | None = None,
         key: str | None = None,
         expect: PinType | None = None,
         declared_mime: str | None = None,
@@ -122,13 +152,15 @@ class Storage(Protocol):
         sha256: bool = False,
         expected_sha256: str | None = None,
         durability: Durability = "full",
+        ttl_s: float | None = None,
     ) -> Blob:
         """Stream to the store, hash, sniff, probe, commit the row together with its owner row.
 
-        `owner`: `upload:<id>`, `attempt:<run>/<node>/<item>/<n>`, `run:<id>`, `stream:<id>`. `key` None = an
-        upload key. `expect` = the pin's type: the sniffed type must be of its family, else
-        `UnsupportedMedia(MEDIA_TYPE_MISMATCH)`; 0 bytes on a media pin is `Invalid(EMPTY_MEDIA)`.
-        `metadata` is the caller's, overridden by what probing finds.
+        `owner`: `attempt:<run>/<node>/<item>/<n>`, `run:<id>`, `stream:<id>`, or None for an
+        upload, which owns itself as `upload:<its ref>`. `ttl_s` None = until no owner is left.
+        `key` None = an upload key; a taken key gets a suffix. `expect` = the pin's type: the bytes
+        must be of its family, else `UnsupportedMedia(MEDIA_TYPE_MISMATCH)`; 0 bytes on a media pin
+        is `Invalid(EMPTY_MEDIA)`. `metadata` is the caller's, overridden by what probing finds.
         """
         ...
 
@@ -145,8 +177,8 @@ class Storage(Protocol):
         metadata: dict[str, Any] | None = None,
         durability: Durability = "full",
     ) -> Blob:
-        """As `store`, from a regular file below `below`, link count 1, opened without following links
-        and hashed from the same descriptor; `Invalid(OUTPUT_FILE_INVALID)` otherwise."""
+        """As `store`, from a regular file below `below`, link count 1, opened without following
+        links and hashed from the same descriptor; `Invalid(OUTPUT_FILE_INVALID)` otherwise."""
         ...
 
     async def get(self, ref: object, *, workspace: str) -> Blob:
