@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
+from mentatlab.sdk.errors import AgentError
 from mentatlab.sdk.media.images import encode_jpeg, load_image, to_rgb
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
@@ -217,6 +218,21 @@ def test_damaged_files_never_raise_anything_else(seed: str, place: int, noise: b
     data[place : place + len(noise)] = noise
     with contextlib.suppress(Invalid, TooLarge):
         assert load_image(bytes(data)).image.mode == "RGB"
+
+
+def test_an_open_file_is_read_in_place() -> None:
+    with (MEDIA / "coffee.png").open("rb") as file:
+        assert load_image(file).size == (600, 400)
+        assert not file.closed
+
+
+def test_a_fetch_that_fails_is_not_blamed_on_the_image() -> None:
+    class Unreachable(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise AgentError("REFERENCE_NOT_FOUND", "gone", retryable=True)
+
+    with pytest.raises(AgentError, match="gone"):
+        load_image(Unreachable())
 
 
 def test_encode_jpeg_round_trip() -> None:
