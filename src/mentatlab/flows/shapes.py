@@ -15,12 +15,12 @@ from mentatlab.protocol.pins import MEDIA_TYPES, Pin, PinMetadata, PinType, mime
 from mentatlab.protocol.pins import mimes_intersect as intersect
 
 EdgeKind = Literal["value", "stream", "items"]
-"""value: the source's final value · stream: records as they come · items: the source of a `forEach`
-(a list or a stream; each element starts one invocation)."""
+"""What arrives. value: one final value · stream: elements as they come · items: the source of a
+`forEach` (a list or a stream; each element starts one invocation)."""
 
 Adapter = Literal["none", "once", "collect"]
-"""once (on a value edge): the value becomes a stream of one · collect (on a value edge): the whole
-stream or list becomes a JSON array when it has ended."""
+"""once: the source's final value becomes a stream of one · collect: the whole stream or list becomes
+one JSON array when it has ended."""
 
 Container = Literal["one", "stream", "list"]
 
@@ -129,7 +129,7 @@ def _fit_stream(source: Shape, pin: Pin) -> Fit | Misfit:
         return _mismatch(source, f"stream<{wanted or 'anything'}>")
     item = source.item or wanted or PinType.JSON
     if source.container == "one" or source.via == "once":
-        return Fit(kind="value", adapter="once", item_type=item)
+        return Fit(kind="stream", adapter="once", item_type=item)
     return Fit(kind="stream", item_type=item)
 
 
