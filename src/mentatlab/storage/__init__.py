@@ -1,5 +1,6 @@
 """Bytes, and what we know of them."""
 
 from mentatlab.storage.manager import StorageManager, Swept, open_local, open_memory
+from mentatlab.storage.sources import too_large
 
-__all__ = ["StorageManager", "Swept", "open_local", "open_memory"]
+__all__ = ["StorageManager", "Swept", "open_local", "open_memory", "too_large"]

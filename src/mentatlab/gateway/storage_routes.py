@@ -1,0 +1,303 @@
+"""`/api/v1/storage`: upload, download, list, delete."""
+
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mentatlab.gateway.form_upload import FormUpload
+from mentatlab.gateway.ranges import CONDITIONS, select
+from mentatlab.protocol.errors import Code, Invalid, NotFound
+from mentatlab.protocol.media import is_ref_id
+from mentatlab.protocol.pins import PinType
+from mentatlab.storage import StorageManager, too_large
+from mentatlab.storage.port import Blob, Reader
+
+FileType = Literal["audio", "image", "video", "binary"]
+
+_SETTINGS = ("type", "filename", "sha256")
+_DIGEST = re.compile(r"(?:^|[,\s])sha-256=:([^:]*):", re.IGNORECASE)
+_CLIENT_GONE = 499  # nginx's number; nobody reads it
+_INLINE = frozenset(
+    {
+        *("audio/aac", "audio/flac", "audio/mp4", "audio/mpeg", "audio/ogg", "audio/wav"),
+        *("audio/webm", "image/avif", "image/bmp", "image/gif", "image/jpeg", "image/png"),
+        *("image/webp", "video/mp4", "video/ogg", "video/quicktime", "video/webm"),
+    }
+)
+"""Types that a browser shows and cannot run. All else is downloaded."""
+
+_UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "type": {"type": "string", "enum": ["audio", "image", "video", "binary"]},
+                        "filename": {"type": "string"},
+                        "sha256": {"type": "boolean"},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                }
+            },
+        },
+    }
+}
+_DOWNLOAD_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The bytes"},
+    206: {"description": "The asked range"},
+    304: {"description": "The client has it already"},
+    416: {"description": "The range lies outside the object"},
+}
+
+
+class Uploaded(BaseModel):
+    """`reference` is what a run's input takes; `ref` alone does too."""
+
+    ref: str
+    metadata: dict[str, Any]
+    reference: dict[str, Any]
+
+
+class StoredItem(Uploaded):
+    type: str
+    size: int = Field(description="bytes")
+    filename: str
+    created_at: float = Field(description="Unix seconds")
+    expires_at: float | None
+
+
+class StoredPage(BaseModel):
+    """Newest first; `next` is the `before` of the following page, null on the last one."""
+
+    items: list[StoredItem]
+    next: str | None
+
+
+class _Incoming(NamedTuple):
+    body: AsyncIterator[bytes]
+    declared_mime: str | None
+    filename: str
+    expect: PinType | None
+    sha256: bool
+    expected_sha256: str | None
+
+
+def storage_router(storage: StorageManager, workspace_of: Callable[[Request], str]) -> APIRouter:
+    """`workspace_of` gives the caller's workspace, or raises when he may not."""
+    router = APIRouter(prefix="/api/v1/storage", tags=["storage"])
+
+    @router.post("/upload", status_code=201, response_model=Uploaded, openapi_extra=_UPLOAD_BODY)
+    async def upload(
+        request: Request,
+        type: Annotated[FileType | None, Query(description="the pin's type")] = None,
+        filename: str = "",
+        sha256: bool = False,
+    ) -> Any:
+        """Store the body (raw, or the one file of a form) and say what it is."""
+        workspace = workspace_of(request)
+        _refuse_too_large(request.headers, storage.max_bytes)
+        try:
+            incoming = await _incoming(request, type, filename, sha256)
+            blob = await storage.store(
+                incoming.body,
+                workspace=workspace,
+                expect=incoming.expect,
+                declared_mime=incoming.declared_mime,
+                filename=incoming.filename,
+                sha256=incoming.sha256,
+                expected_sha256=incoming.expected_sha256,
+            )
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_GONE)
+        return _uploaded(blob)
+
+    @router.get("", response_model=StoredPage)
+    async def page(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        before: str | None = None,
+    ) -> Any:
+        """What is stored, newest first."""
+        blobs = await storage.page(workspace_of(request), limit=limit, before=before)
+        following = blobs[-1].id if len(blobs) == limit else None
+        return {"items": [_item(blob) for blob in blobs], "next": following}
+
+    async def find(ref: str, request: Request) -> Blob:
+        workspace = workspace_of(request)
+        if not is_ref_id(ref):
+            raise NotFound(Code.REFERENCE_NOT_FOUND, f"there is no blob {ref[:80]!r}")
+        return await storage.get(ref, workspace=workspace)
+
+    @router.get("/{ref}", response_class=Response, responses=_DOWNLOAD_ANSWERS)
+    async def download(ref: str, request: Request) -> Response:
+        """The bytes, whole or a range of them."""
+        return await _answer(storage, await find(ref, request), request)
+
+    @router.head("/{ref}", include_in_schema=False)
+    async def head(ref: str, request: Request) -> Response:
+        return await _answer(storage, await find(ref, request), request)
+
+    @router.delete("/{ref}", status_code=204)
+    async def delete(ref: str, request: Request) -> None:
+        """Remove an upload that no run or stream uses."""
+        await storage.delete((await find(ref, request)).id, workspace=workspace_of(request))
+
+    return router
+
+
+# --- upload
+
+
+def _refuse_too_large(headers: Headers, limit: int | None) -> None:
+    """Before a byte is read; the store counts what has no Content-Length."""
+    announced = headers.get("content-length", "")
+    if limit is not None and announced.isdecimal() and int(announced) > limit:
+        raise too_large(limit)
+
+
+async def _incoming(
+    request: Request, type_: FileType | None, filename: str, sha256: bool
+) -> _Incoming:
+    content_type = request.headers.get("content-type", "")
+    expect = PinType(type_) if type_ else None
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+        digest = announced_sha256(request.headers)
+        declared = content_type or None
+        return _Incoming(request.stream(), declared, clean_name(filename), expect, sha256, digest)
+    form = await FormUpload(content_type, request.stream(), settings=_SETTINGS).open()
+    return _Incoming(
+        aiter(form),
+        form.content_type or None,
+        clean_name(form.fields.get("filename") or filename or form.filename),
+        _field_type(form.fields.get("type")) or expect,
+        sha256 or form.fields.get("sha256", "").lower() in ("1", "true", "yes", "on"),
+        None,
+    )
+
+
+def _field_type(name: str | None) -> PinType | None:
+    if not name:
+        return None
+    if name not in get_args(FileType):
+        raise Invalid(
+            Code.INVALID_REQUEST,
+            f"{name[:40]!r} is not a type of file",
+            hint="use audio, image, video or binary",
+        )
+    return PinType(name)
+
+
+def announced_sha256(headers: Headers) -> str | None:
+    """In hex, from `Content-Digest` or `Repr-Digest` (RFC 9530); other algorithms are ignored."""
+    for name in ("content-digest", "repr-digest"):
+        match = _DIGEST.search(",".join(headers.getlist(name)))
+        if match is None:
+            continue
+        try:
+            digest = base64.b64decode(match[1], validate=True)
+        except binascii.Error:
+            digest = b""
+        if len(digest) != 32:
+            raise Invalid(
+                Code.INVALID_REQUEST,
+                f"the {name} header has no valid sha-256",
+                hint="write sha-256=:<base64 of 32 bytes>:",
+            )
+        return digest.hex()
+    return None
+
+
+def clean_name(name: str) -> str:
+    """The last part of a path, without control characters, at most 200 characters."""
+    last = re.split(r"[/\\]", name)[-1]
+    return "".join(c for c in last if c.isprintable())[:200].strip()
+
+
+def _uploaded(blob: Blob) -> dict[str, Any]:
+    reference = blob.reference().to_dict()
+    return {"ref": blob.id, "metadata": blob.metadata, "reference": reference}
+
+
+def _item(blob: Blob) -> dict[str, Any]:
+    return {
+        **_uploaded(blob),
+        "type": blob.type,
+        "size": blob.size,
+        "filename": blob.filename,
+        "created_at": blob.created_at,
+        "expires_at": blob.expires_at,
+    }
+
+
+# --- download
+
+
+class _BlobResponse(StreamingResponse):
+    """Closes the reader also when the client leaves in the middle."""
+
+    def __init__(self, reader: Reader, status: int, headers: dict[str, str]) -> None:
+        super().__init__(reader, status, headers)
+        self._reader = reader
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._reader.aclose()
+
+
+async def _answer(storage: StorageManager, blob: Blob, request: Request) -> Response:
+    method = cast(Literal["GET", "HEAD"], request.method)
+    headers = headers_of(blob)
+    status, span = select(blob.size, headers["ETag"], _conditions(request.headers), method=method)
+    if status in (304, 412):
+        return Response(status_code=status, headers=headers)
+    start, stop = span or (0, blob.size)
+    headers["Content-Length"] = str(stop - start)
+    headers["Content-Type"] = blob.mime_type
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
+    if method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    return _BlobResponse(await storage.open(blob, span), status, headers)
+
+
+def _conditions(headers: Headers) -> dict[str, str]:
+    return {name: ", ".join(headers.getlist(name)) for name in CONDITIONS if name in headers}
+
+
+def headers_of(blob: Blob) -> dict[str, str]:
+    """What every answer about an object carries. Uploaded bytes must never run in our origin."""
+    kind = "inline" if blob.mime_type in _INLINE else "attachment"
+    return {
+        "ETag": f'"b3-{blob.blake3}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox",
+        "Content-Disposition": content_disposition(kind, blob.filename),
+    }
+
+
+def content_disposition(kind: str, filename: str) -> str:
+    """RFC 6266; the name also in UTF-8 (RFC 8187) when ASCII cannot say it. Nothing breaks out."""
+    name = clean_name(filename)
+    if not name:
+        return kind
+    plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
+    header = f'{kind}; filename="{plain}"'
+    return header if plain == name else f"{header}; filename*=UTF-8''{quote(name, safe='')}"
