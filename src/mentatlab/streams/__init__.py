@@ -1,0 +1,27 @@
+"""Streams: a log and its readers."""
+
+from mentatlab.protocol.records import StreamChunk
+from mentatlab.streams.buffer import BufferManager
+from mentatlab.streams.hub import StreamingConnectionManager, StreamSession, open_hub
+from mentatlab.streams.memory import MemoryStreamLog
+from mentatlab.streams.port import Appended, Lane, StreamLog
+from mentatlab.streams.registry import StreamRegistry
+from mentatlab.streams.requests import StreamInitRequest
+from mentatlab.streams.sqlite import SqliteStreamLog
+from mentatlab.streams.subscription import Subscription
+
+__all__ = [
+    "Appended",
+    "BufferManager",
+    "Lane",
+    "MemoryStreamLog",
+    "SqliteStreamLog",
+    "StreamChunk",
+    "StreamInitRequest",
+    "StreamLog",
+    "StreamRegistry",
+    "StreamSession",
+    "StreamingConnectionManager",
+    "Subscription",
+    "open_hub",
+]

@@ -1,7 +1,7 @@
 """The log port: lanes of records with server-assigned, dense sequences.
 
-A lane is `(run_id, node_id, pin_name)`, named by its stream id. `commit` lanes acknowledge and deliver
-after the commit and carry `rseq`, the run-wide order; `memory` lanes acknowledge on append.
+A lane is `(run_id, node_id, pin_name)`, named by its stream id. `commit` lanes acknowledge and
+deliver after the commit and carry `rseq`, the run-wide order; `memory` lanes acknowledge on append.
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,22 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from mentatlab.protocol.records import Draft, Durability, Producer, StreamChunk
+from mentatlab.protocol.errors import Code, NotFound
+from mentatlab.protocol.records import Cursor, Draft, Durability, Producer, StreamChunk
 
 LaneState = Literal["open", "ended", "errored"]
 
+READ_RECORDS = 256
+READ_BYTES = 256 * 1024
+
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
-    """`head` is the last appended sequence, `chunks` the standing data records."""
+    """`head` is the last appended sequence; `chunks` and `bytes` (of payload JSON) count what stands.
+
+    `standing` are the sequence ranges (first, last) whose data records stand: a later attempt voids
+    what an earlier one sent after `resume_from`. `external` lanes were opened by a client and may
+    be published to from outside; the others belong to the engine.
+    """
 
     stream_id: str
     run_id: str
@@ -31,30 +40,63 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
     state: LaneState = "open"
     created_at: float = 0.0
+    attempt: int = 0
+    standing: tuple[tuple[int, int], ...] = ()
+    external: bool = False
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position after the last record."""
+        return Cursor(self.epoch, self.head)
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as a stream: `head` is the last rseq of its commit lanes."""
+
+    run_id: str
+    workspace: str
+    epoch: int = 1
+    head: int = 0
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.epoch, self.head)
 
 
 class Appended(NamedTuple):
-    """`first` to `last` are the batch's sequences; `duplicate` when the producer had sent it before."""
+    """`first` to `last` are the batch's sequences; `duplicate`: the log had all of it before.
+
+    `records` are those that this call added, in order.
+    """
 
     first: int
     last: int
     duplicate: bool
+    records: tuple[StreamChunk, ...] = ()
 
 
 class StreamLog(Protocol):
     """Promises: sequences of a lane are 1..n without holes; append and producer state are one
-    transaction; a terminal record is the last (`Conflict(STREAM_ENDED)` after it); an older producer epoch is
-    `Fenced(STREAM_FENCED)`, a hole in the producer's sequence `Conflict(STREAM_GAP_IN_PRODUCER)` with
-    `details={"expected": n}`; an unknown lane is `NotFound(STREAM_UNKNOWN)`. Times are Unix seconds.
+    transaction; a terminal record is the last (`Conflict(STREAM_ENDED)` after it); an older
+    producer epoch is `Fenced(STREAM_FENCED)`, a hole in the producer's sequence
+    `Conflict(STREAM_GAP_IN_PRODUCER)` with `details={"expected": n}`; an unknown lane or run is
+    `NotFound(STREAM_UNKNOWN)`. The rules themselves are `lanes.append`. Times are Unix seconds.
     """
 
     async def create(self, lane: Lane) -> Lane:
-        """Idempotent by (run_id, node_id, pin_name): the existing lane is returned."""
+        """Idempotent by (run_id, node_id, pin_name): the existing lane is returned.
+
+        `Conflict(CONFLICT)` when the stream id names another lane.
+        """
         ...
 
     async def get(self, stream_id: str) -> Lane: ...
 
-    async def lanes(self, run_id: str) -> list[Lane]: ...
+    async def lanes(self, run_id: str) -> list[Lane]:
+        """In order of creation; empty for an unknown run."""
+        ...
+
+    async def run(self, run_id: str) -> Run: ...
 
     async def append(
         self,
@@ -66,13 +108,23 @@ class StreamLog(Protocol):
     ) -> Appended: ...
 
     async def read(
-        self, stream_id: str, after: int, *, max_records: int = 256, max_bytes: int = 256 * 1024
+        self,
+        stream_id: str,
+        after: int,
+        *,
+        max_records: int = READ_RECORDS,
+        max_bytes: int = READ_BYTES,
     ) -> list[StreamChunk]:
-        """Records with sequence > `after`, at least one when there is one, else within the limits."""
+        """Records with sequence > `after` within the limits, at least one when there is one."""
         ...
 
     async def read_run(
-        self, run_id: str, after: int, *, max_records: int = 256, max_bytes: int = 256 * 1024
+        self,
+        run_id: str,
+        after: int,
+        *,
+        max_records: int = READ_RECORDS,
+        max_bytes: int = READ_BYTES,
     ) -> list[StreamChunk]:
         """Records of the run's commit lanes with rseq > `after`, in that order."""
         ...
@@ -80,3 +132,11 @@ class StreamLog(Protocol):
     async def delete_run(self, run_id: str) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+def unknown(stream_id: str) -> NotFound:
+    return NotFound(
+        Code.STREAM_UNKNOWN,
+        f"there is no stream {stream_id[:80]!r}",
+        hint="streams with durability memory end with the server; open a new one",
+    )

@@ -1,0 +1,337 @@
+"""The hub: who publishes, who reads, and the one place where the two meet.
+
+Appending is the log's; the hub then puts the new records on the tails of those who listen and wakes
+them. Readers pull at their own pace (`Subscription`), so a publisher never waits for one.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from mentatlab.protocol.errors import Code, Conflict, Forbidden, NotFound
+from mentatlab.protocol.ids import new_id
+from mentatlab.protocol.records import (
+    Draft,
+    Durability,
+    EndReason,
+    Producer,
+    RecordType,
+    StreamChunk,
+    end_draft,
+    error_draft,
+    start_draft,
+)
+from mentatlab.sqlite import Database
+from mentatlab.streams.buffer import BufferManager, BufferStatistics, Item, by_rseq, by_sequence
+from mentatlab.streams.memory import MemoryStreamLog
+from mentatlab.streams.port import Appended, Lane, Run, StreamLog
+from mentatlab.streams.registry import StreamRegistry
+from mentatlab.streams.routed import RoutedLog
+from mentatlab.streams.sqlite import SCHEMA, SqliteStreamLog
+from mentatlab.streams.subscription import (
+    Feed,
+    LaneFeed,
+    RunFeed,
+    Start,
+    Subscription,
+    start_at,
+)
+
+
+class StreamSession:
+    """A publisher's hold on one lane, as `create_stream` gives it."""
+
+    def __init__(self, hub: "StreamingConnectionManager", lane: Lane) -> None:
+        self._hub, self.lane = hub, lane
+
+    @property
+    def stream_id(self) -> str:
+        return self.lane.stream_id
+
+    @property
+    def run_id(self) -> str:
+        return self.lane.run_id
+
+    @property
+    def agent_id(self) -> str:
+        return self.lane.agent_id
+
+    @property
+    def pin_name(self) -> str:
+        return self.lane.pin_name
+
+    @property
+    def created_at(self) -> float:
+        """Unix seconds."""
+        return self.lane.created_at
+
+    async def publish(self, *drafts: Draft, producer: Producer | None = None) -> Appended:
+        return await self._hub.publish(self.stream_id, drafts, producer=producer)
+
+    async def end(self, reason: EndReason = "complete") -> Appended:
+        return await self._hub.end_stream(self.stream_id, reason=reason)
+
+
+class HubStatistics(NamedTuple):
+    """`open` lanes by durability as this process knows them, and its readers."""
+
+    open: dict[str, int]
+    subscriptions: int
+    held_bytes: int
+    buffers: BufferStatistics
+
+
+class StreamingConnectionManager:
+    """This process's streams. `log` defaults to memory; `aclose` closes it.
+
+    `draining` is set by `drain`: transports then say goodbye and close, in-process readers go on.
+    """
+
+    def __init__(
+        self, log: StreamLog | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._log: StreamLog = log or MemoryStreamLog(epoch=_boot_epoch(clock))
+        self._registry = StreamRegistry()
+        self._buffers = BufferManager()
+        self._subscriptions: set[Subscription] = set()
+        self._appending: set[asyncio.Task[Appended]] = set()
+        self._creating = asyncio.Lock()
+        self.draining = asyncio.Event()
+
+    async def create_stream(
+        self,
+        agent_id: str,
+        pin_name: str,
+        *,
+        workspace: str = "default",
+        run_id: str | None = None,
+        node_id: str | None = None,
+        mime_type: str = "application/json",
+        durability: Durability = "commit",
+        attempt: int = 1,
+        stream_id: str | None = None,
+        external: bool = False,
+    ) -> StreamSession:
+        """The lane `(run_id, node_id, pin_name)` with its `stream_start`; made if it is not there.
+
+        Without a run it gets one of its own (`rs_…`); `node_id` defaults to the agent's id. An
+        existing lane is returned as it is: a later attempt begins with `start_attempt`. A run of
+        another workspace is `Forbidden(STREAM_FORBIDDEN)`. `external` lanes, and those without a
+        run, may be published to by clients.
+        """
+        lane = Lane(
+            stream_id=stream_id or new_id("st"),
+            run_id=run_id or new_id("rs"),
+            node_id=node_id or agent_id,
+            pin_name=pin_name,
+            workspace=workspace,
+            agent_id=agent_id,
+            mime_type=mime_type,
+            durability=durability,
+            created_at=self._clock(),
+            external=external or run_id is None,
+        )
+        async with self._creating:
+            lane = await self._existing(lane) or await self._log.create(lane)
+        if lane.head == 0:
+            await self.start_attempt(lane.stream_id, attempt=attempt, resume_from=0)
+            lane = await self._log.get(lane.stream_id)
+        self._registry.register(lane)
+        return StreamSession(self, lane)
+
+    async def _existing(self, wanted: Lane) -> Lane | None:
+        for lane in await self._log.lanes(wanted.run_id):
+            if lane.workspace != wanted.workspace:
+                raise Forbidden(Code.STREAM_FORBIDDEN, f"the run {lane.run_id} is not yours")
+            if (lane.node_id, lane.pin_name) == (wanted.node_id, wanted.pin_name):
+                return lane
+        return None
+
+    async def publish(
+        self, stream_id: str, drafts: Sequence[Draft], *, producer: Producer | None = None
+    ) -> Appended:
+        """Append, then wake the readers. Returns when the lane's durability allows.
+
+        A cancelled caller's append is carried out and delivered.
+        """
+        task = asyncio.create_task(self._append(stream_id, drafts, producer))
+        self._appending.add(task)
+        task.add_done_callback(self._appending.discard)
+        return await asyncio.shield(task)
+
+    async def _append(
+        self, stream_id: str, drafts: Sequence[Draft], producer: Producer | None
+    ) -> Appended:
+        appended = await self._log.append(stream_id, drafts, now=self._clock(), producer=producer)
+        if appended.records:
+            self._deliver(appended.records)
+        return appended
+
+    def _deliver(self, records: Sequence[StreamChunk]) -> None:
+        self._registry.appended(records[-1])
+        self._feed(records[0].stream_id, records, by_sequence)
+        if records[0].rseq is not None:
+            self._feed(records[0].run_id, records, by_rseq)
+
+    def _feed(
+        self, key: str, records: Sequence[StreamChunk], item_of: Callable[[StreamChunk], Item]
+    ) -> None:
+        if (tail := self._buffers.get(key)) is not None:
+            tail.add([item_of(record) for record in records])
+            tail.ring()
+
+    async def stream_chunk(self, stream_id: str, chunk: Draft | StreamChunk) -> Appended:
+        """Publish one record; of a `StreamChunk` the log takes what a publisher may say."""
+        if isinstance(chunk, StreamChunk):
+            chunk = Draft(
+                type=chunk.type,
+                payload=chunk.payload,
+                pts_us=chunk.pts_us,
+                dur_us=chunk.dur_us,
+                attempt=chunk.attempt,
+                item=chunk.item,
+            )
+        return await self.publish(stream_id, [chunk])
+
+    async def start_attempt(self, stream_id: str, *, attempt: int, resume_from: int) -> Appended:
+        """Data after `resume_from` is void from now on.
+
+        The same attempt again changes nothing, an older one is `Fenced(STREAM_FENCED)`.
+        """
+        lane = await self._log.get(stream_id)
+        start = start_draft(
+            mime_type=lane.mime_type,
+            durability=lane.durability,
+            attempt=attempt,
+            resume_from=resume_from,
+        )
+        return await self.publish(stream_id, [start])
+
+    async def end_stream(
+        self,
+        stream_id: str,
+        *,
+        reason: EndReason = "complete",
+        error: tuple[str, str] | None = None,
+        producer: Producer | None = None,
+    ) -> Appended:
+        """The terminal record: `stream_end`, or with `error` (code, message) `stream_error`.
+
+        A stream that has ended already stays as it is.
+        """
+        draft = end_draft(reason, chunks=0) if error is None else error_draft(*error)
+        try:
+            return await self.publish(stream_id, [draft], producer=producer)
+        except Conflict as conflict:
+            if conflict.code is not Code.STREAM_ENDED:
+                raise
+            head = (await self._log.get(stream_id)).head
+            return Appended(head, head, duplicate=True)
+
+    async def lane(self, stream_id: str) -> Lane:
+        return await self._log.get(stream_id)
+
+    async def lanes(self, run_id: str) -> list[Lane]:
+        return await self._log.lanes(run_id)
+
+    async def identity(self, stream_id: str) -> Lane:
+        """The lane as it was when this process met it: cheap; its counters may be old."""
+        if (lane := self._registry.get(stream_id)) is None:
+            lane = await self._log.get(stream_id)
+            self._registry.register(lane)
+        return lane
+
+    async def find(self, id_: str) -> Lane | Run:
+        """The lane or the run of that id; `NotFound(STREAM_UNKNOWN)`."""
+        try:
+            return await self._log.get(id_)
+        except NotFound:
+            return await self._log.run(id_)
+
+    async def finished(self, id_: str, from_: str | int) -> bool:
+        """Whether a reader who starts there would get nothing, now and later."""
+        found = await self.find(id_)
+        start = start_at(from_, found.cursor)
+        told = start.gap is not None or (start.fresh and found.cursor.sequence > 0)
+        return not told and await self._feed_of(id_, found).over(start.position)
+
+    @asynccontextmanager
+    async def subscribe(
+        self, id_: str, *, from_: str | int = "start", credit: int | None = None
+    ) -> AsyncGenerator[Subscription]:
+        """Follow a stream, or all commit lanes of a run.
+
+        `from_`: start, latest, a sequence (inclusive), a cursor (exclusive). `credit`: bytes that
+        may be delivered before the first `grant`; None = the reader's own pace is enough.
+        """
+        wake = asyncio.Event()
+        with self._buffers.listen(id_, wake) as tail:  # first listen, then look: nothing is missed
+            found = await self.find(id_)
+            start = start_at(from_, found.cursor)
+            feed = self._feed_of(id_, found)
+            subscription = Subscription(
+                feed,
+                tail,
+                wake,
+                epoch=found.epoch,
+                start=start,
+                over=await feed.over(start.position),
+                preface=await self._preface(found, start),
+                credit=credit,
+            )
+            self._subscriptions.add(subscription)
+            try:
+                yield subscription
+            finally:
+                self._subscriptions.discard(subscription)
+
+    def _feed_of(self, id_: str, found: Lane | Run) -> Feed:
+        return LaneFeed(self._log, id_) if isinstance(found, Lane) else RunFeed(self._log, id_)
+
+    async def _preface(self, found: Lane | Run, start: Start) -> Item | None:
+        if isinstance(found, Run) or not start.fresh or start.position == 0:
+            return None
+        (first,) = await self._log.read(found.stream_id, 0, max_records=1)
+        return by_sequence(first) if first.type is RecordType.START else None
+
+    async def delete_run(self, run_id: str) -> None:
+        self._registry.forget_run(run_id)
+        await self._log.delete_run(run_id)
+
+    def statistics(self) -> HubStatistics:
+        return HubStatistics(
+            open=self._registry.statistics(),
+            subscriptions=len(self._subscriptions),
+            held_bytes=sum(s.statistics().held for s in self._subscriptions),
+            buffers=self._buffers.statistics(),
+        )
+
+    def drain(self) -> None:
+        """Ask every connection to go: WebSockets close with 1012, SSE ends; both resume later."""
+        self.draining.set()
+
+    async def aclose(self) -> None:
+        """Finish what is being appended, then close the log."""
+        self.drain()
+        await asyncio.gather(*self._appending, return_exceptions=True)
+        await self._log.aclose()
+
+
+async def open_hub(
+    path: Path | None, *, clock: Callable[[], float] = time.time
+) -> StreamingConnectionManager:
+    """`path` is the database of the commit lanes; None keeps everything in memory."""
+    memory = MemoryStreamLog(epoch=_boot_epoch(clock))
+    if path is None:
+        return StreamingConnectionManager(memory, clock=clock)
+    database = await Database(path, SCHEMA).open()
+    return StreamingConnectionManager(RoutedLog(SqliteStreamLog(database), memory), clock=clock)
+
+
+def _boot_epoch(clock: Callable[[], float]) -> int:
+    """Of lanes that end with the process: another one each time it starts."""
+    return int(clock() * 1000)

@@ -1,0 +1,33 @@
+"""The open lanes of this process: what a publish needs to know without asking the log."""
+
+from collections import Counter
+
+from mentatlab.protocol.records import StreamChunk
+from mentatlab.streams.port import Lane
+
+
+class StreamRegistry:
+    """Lanes by stream id, from the first time they are met until their terminal record."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, Lane] = {}
+
+    def register(self, lane: Lane) -> None:
+        if lane.state == "open":
+            self._lanes[lane.stream_id] = lane
+
+    def get(self, stream_id: str) -> Lane | None:
+        """As it was when it was registered: ids and durability hold, counters do not."""
+        return self._lanes.get(stream_id)
+
+    def appended(self, record: StreamChunk) -> None:
+        if record.terminal:
+            self._lanes.pop(record.stream_id, None)
+
+    def forget_run(self, run_id: str) -> None:
+        for lane in [lane for lane in self._lanes.values() if lane.run_id == run_id]:
+            del self._lanes[lane.stream_id]
+
+    def statistics(self) -> dict[str, int]:
+        """How many lanes are open, by durability."""
+        return dict(Counter(lane.durability for lane in self._lanes.values()))
