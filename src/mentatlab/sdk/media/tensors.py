@@ -38,8 +38,8 @@ def to_tensor(images: Sequence[Image.Image], spec: InputSpec) -> Floats:
     std = np.array(spec.std, np.float32)
     factor = np.float32((high - low) / 255) / std
     shift = (np.float32(low) - np.array(spec.mean, np.float32)) / std
-    pixels = np.stack([np.asarray(image) for image in images])
-    values = pixels * factor + shift
-    if spec.layout == "NCHW":
-        values = values.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(values, dtype=np.float32)
+    # Plane by plane: numpy is five times slower along an axis of three.
+    planes = np.array([[np.asarray(band) for band in image.split()] for image in images])
+    values = planes * factor[:, None, None]
+    values += shift[:, None, None]
+    return values if spec.layout == "NCHW" else np.ascontiguousarray(values.transpose(0, 2, 3, 1))
