@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import zlib
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +122,7 @@ def warm(
     folder = request.path.parents[1]
 
     @asynccontextmanager
-    async def running(env: Mapping[str, str] | None = None) -> AsyncIterator[Warm]:
+    async def running(env: Mapping[str, str] | None = None) -> AsyncGenerator[Warm]:
         process = await start(folder, {**(env or {}), "MENTAT_WARM": "1"})
         agent = Warm(process, tmp_path)
         try:
@@ -151,3 +153,31 @@ def reference() -> Callable[[Path], dict[str, Any]]:
         return {"type": type_, "ref": {"url": url, "size": 0}, "path": str(file)}
 
     return make
+
+
+@pytest.fixture
+def bad_images(media: Path, tmp_path: Path) -> dict[Path, str]:
+    """Files that no image agent may choke on, and the code that each must answer."""
+    bodies = {
+        "cut.jpg": (media / "astronaut.jpg").read_bytes()[:20_000],
+        "empty.png": b"",
+        "page.png": b"<!doctype html><html><body>404</body></html>",
+        "bomb.png": png_bomb(20_000),
+    }
+    for name, body_ in bodies.items():
+        (tmp_path / name).write_bytes(body_)
+    codes = dict.fromkeys(bodies, "IMAGE_UNREADABLE") | {"bomb.png": "IMAGE_TOO_LARGE"}
+    return {tmp_path / name: code for name, code in codes.items()}
+
+
+def png_bomb(side: int) -> bytes:
+    """`side`² black pixels, 1 bit each, in some kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(side * (side // 8 + 1)), 9)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body

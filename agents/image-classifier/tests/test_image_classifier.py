@@ -34,15 +34,13 @@ async def test_warm_answers_again_and_alike(warm: Any, reference: Any, media: Pa
 
 
 async def test_bad_input_is_a_coded_error_and_the_worker_lives(
-    warm: Any, reference: Any, media: Path, tmp_path: Path
+    warm: Any, reference: Any, media: Path, bad_images: dict[Path, str]
 ) -> None:
-    (tmp_path / "cut.jpg").write_bytes((media / "astronaut.jpg").read_bytes()[:20_000])
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "page.png").write_text("<html></html>")
     async with warm() as agent:
-        for name in ("cut.jpg", "empty.png", "page.png"):
-            answer = await agent.invoke({"image": reference(tmp_path / name)})
-            assert answer.error["code"] == "IMAGE_UNREADABLE"
+        for file, code in bad_images.items():
+            answer = await agent.invoke({"image": reference(file)})
+            assert answer.error["code"] == code
+            assert answer.error["hint"]
             assert not answer.error.get("retryable")
         bad = await agent.invoke({"image": reference(media / "coffee.png"), "top_k": 0})
         assert bad.error["code"] == "BAD_PARAM"

@@ -92,9 +92,13 @@ async def test_a_stream_without_frames(one_shot: Any) -> None:
     assert answer.outputs == {"boxes": []}
 
 
-async def test_an_unreadable_image(one_shot: Any, reference: Any, tmp_path: Path) -> None:
-    (tmp_path / "page.png").write_text("<html></html>")
-    answer = await one_shot({"image": reference(tmp_path / "page.png")})
-    assert answer.exit_code == 1
-    assert answer.error["code"] == "IMAGE_UNREADABLE"
-    assert answer.error["hint"]
+async def test_bad_input_is_a_coded_error_and_the_worker_lives(
+    warm: Any, reference: Any, media: Path, bad_images: dict[Path, str]
+) -> None:
+    async with warm() as agent:
+        for file, code in bad_images.items():
+            answer = await agent.invoke({"image": reference(file)})
+            assert answer.error["code"] == code
+            assert answer.error["hint"]
+        good = await agent.invoke({"image": reference(media / "astronaut.jpg")})
+        assert good.outputs["boxes"][0]["label"] == "person"
