@@ -50,7 +50,7 @@ class AudioTranscriber(StreamingAgent):
         with self.open_media(audio) as file:
             async with aclosing(in_thread(transcription.segments(file))) as segments:
                 async for segment in segments:
-                    length = segment.end - segment.start
+                    length = round(segment.end - segment.start, 3)
                     await self.send_chunk(
                         stream, segment.to_dict(), pts=segment.start, duration=length
                     )

@@ -22,8 +22,8 @@ from av.video.stream import VideoStream
 
 from mentatlab.protocol.errors import Code, TooLarge, UnsupportedMedia
 
-FORMATS = "mov,matroska,avi,mpegts,ogg,wav,mp3,flac,aac"
-"""FFmpeg demuxers: MP4/MOV/M4A, MKV/WebM, AVI, MPEG-TS, OGG, WAV, MP3, FLAC, ADTS."""
+FORMATS = "mov,matroska,avi,mpegts,mpeg,ogg,wav,aiff,mp3,flac,aac"
+"""FFmpeg demuxers: MP4/MOV/M4A, MKV/WebM, AVI, MPEG, OGG, WAV, AIFF, MP3, FLAC, ADTS."""
 
 Source = str | Path | BinaryIO
 
@@ -70,7 +70,7 @@ def open_media(source: Source, limits: Limits, unreadable: Code) -> Generator[In
         raise UnsupportedMedia(
             unreadable,
             "the bytes are no audio or video in a container that is accepted here",
-            hint="use MP4, MOV, M4A, MKV, WebM, AVI, MPEG-TS, OGG, WAV, MP3, FLAC or AAC",
+            hint="use MP4, MOV, M4A, MKV, WebM, AVI, MPEG, OGG, WAV, AIFF, MP3, FLAC or AAC",
         ) from error
     with container:
         if len(container.streams) > limits.max_streams:

@@ -4,6 +4,7 @@
 (faster-whisper's own wrapper forgets it at every call).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ class SpeechWindows:
         self._start: int | None = None
         self._voice_end = 0
         self._voiced = 0
-        self._quietest = (1.0, 0)  # probability, frame; in the second half of the longest window
+        # probability and frame, of the second half of the longest window
+        self._quietest = (math.inf, 0)
 
     @property
     def oldest(self) -> int:
@@ -73,7 +75,7 @@ class SpeechWindows:
 
     def _hear(self, frame: int) -> None:
         if self._start is None:
-            self._start, self._voiced, self._quietest = frame, 0, (1.0, frame)
+            self._start, self._voiced, self._quietest = frame, 0, (math.inf, frame)
         self._voiced += 1
         self._voice_end = frame + 1
 
@@ -86,7 +88,7 @@ class SpeechWindows:
         """In mid-speech, where it is quietest; the rest begins the next window."""
         span = Span(self.oldest, frame)
         self._start, self._free = (frame if self._voice_end > frame else None), frame
-        self._quietest = (1.0, frame + LONGEST // 2)
+        self._quietest = (math.inf, frame + LONGEST // 2)
         return span
 
 
