@@ -12,6 +12,7 @@ from mentatlab.flows.document import (
     PositiveNumber,
     problems_of,
     read_document,
+    whole,
 )
 from mentatlab.protocol.errors import Code, Problem, ValidationFailed
 
@@ -20,6 +21,7 @@ Endpoint = Annotated[str, Field(pattern=r"^[^.\s]+\.[^.\s]+$", max_length=300)]
 
 
 def _needs(value: Any) -> Any:
+    value = whole(value)
     counted = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if value in ("all", "any") or counted:
         return value

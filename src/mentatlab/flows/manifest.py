@@ -59,6 +59,7 @@ def _quantity(value: object) -> object:
 
 
 def _size(value: object) -> object:
+    value = whole(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError('must be a size such as "4Gi" or a number of bytes')  # noqa: TRY004
     _parsed_size(value)

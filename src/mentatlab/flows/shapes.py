@@ -19,7 +19,7 @@ EdgeKind = Literal["value", "stream", "items"]
 `forEach` (a list or a stream; each element starts one invocation)."""
 
 Adapter = Literal["none", "once", "collect"]
-"""once: the source's final value becomes a stream of one · collect: the whole stream or list becomes
+"""once: the final value becomes a stream of one · collect: the whole stream or list becomes
 one JSON array when it has ended."""
 
 Container = Literal["one", "stream", "list"]

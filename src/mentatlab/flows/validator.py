@@ -118,7 +118,8 @@ def _below(path: str, problems: Iterable[Problem]) -> Iterator[Problem]:
 
 def warm_service(document: Mapping[str, Any]) -> Iterator[Problem]:
     execution = document.get("execution")
-    if document.get("longRunning") is True and is_object(execution) and execution.get("warm"):
+    warm = is_object(execution) and execution.get("warm") is True
+    if warm and document.get("longRunning") is True:
         yield Problem(
             Code.MANIFEST_WARM_SERVICE,
             pointer("execution", "warm"),
