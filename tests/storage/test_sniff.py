@@ -92,7 +92,6 @@ def test_images(format_: str, expected: str) -> None:
         ("v.avi", "v:mpeg4", "video/x-msvideo"),
         ("v.mpg", "v:mpeg1video", "video/mpeg"),
         ("v.flv", "v:flv", "video/x-flv"),
-        ("v.3gp", "v:mpeg4", "video/3gpp"),
         ("v.asf", "v:mpeg4", "video/x-ms-asf"),
     ],
 )
@@ -108,18 +107,14 @@ def test_timed_media(tmp_path: Path, name: str, codec: str, expected: str) -> No
     [
         ("a.webm", "a:libopus", "audio/webm"),
         ("a.mka", "a:flac", "audio/x-matroska"),
-        ("v.ogv", "v:theora", "video/ogg"),
+        ("v.3gp", "v:mpeg4", "video/3gpp"),
         ("v.ts", "v:mpeg2video", "video/mp2t"),
     ],
 )
 def test_what_the_oracle_does_not_tell_apart(
     tmp_path: Path, name: str, codec: str, expected: str
 ) -> None:
-    try:
-        data = media(tmp_path / name, codec)
-    except av.codec.codec.UnknownCodecError:
-        pytest.skip(f"this FFmpeg has no encoder {codec}")
-    assert sniff(data[:HEAD]) == expected
+    assert sniff(media(tmp_path / name, codec)[:HEAD]) == expected
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,13 @@ def generate_key(
     timestamp_ms: int,
 ) -> str:
     folders = [_segment(word) for word in (workspace_id, flow_id, execution_id, node_id)]
-    return "/".join([*folders, f"{_segment(pin_name)}_{timestamp_ms}.{_segment(ext)}"])
+    return "/".join([*folders, f"{_segment(pin_name)}_{timestamp_ms}.{_segment(ext, 16)}"])
 
 
 def upload_key(workspace_id: str, ref_id: str, ext: str, *, now: float) -> str:
     """`now` in Unix seconds; the day is UTC."""
     day = time.strftime("%Y%m%d", time.gmtime(now))
-    return f"{_segment(workspace_id)}/_uploads/{day}/{ref_id}.{_segment(ext)}"
+    return f"{_segment(workspace_id)}/_uploads/{day}/{ref_id}.{_segment(ext, 16)}"
 
 
 def beside(key: str, suffix: str) -> str:
@@ -114,9 +114,9 @@ def _encode_segment(segment: str, key: str) -> str:
     return name
 
 
-def _segment(word: str) -> str:
+def _segment(word: str, limit: int = _SHORT) -> str:
     """A caller's word as one segment: no slash, not empty, short."""
-    clean = word.encode(errors="replace").decode().replace("/", "_").strip(".")[:_SHORT]
-    while len(quote(clean)) > _SHORT:
+    clean = word.encode(errors="replace").decode().replace("/", "_").strip(".")[:limit]
+    while len(quote(clean)) > limit:
         clean = clean[:-1]
     return clean or "_"

@@ -50,7 +50,8 @@ class Prober:
                 await asyncio.shield(self._stop())
                 raise
             if not line:
-                return {"probeError": f"the probe was killed ({await self._stop()})"}
+                self._process = None
+                return {"probeError": f"the probe was killed ({_ending(await process.wait())})"}
             return msgspec.json.decode(line)
 
     async def aclose(self) -> None:
@@ -71,16 +72,13 @@ class Prober:
             )
         return self._process
 
-    async def _stop(self) -> str:
-        """Kill the worker; how it had ended, when it had by itself."""
+    async def _stop(self) -> None:
         process, self._process = self._process, None
         if process is None:
-            return ""
-        if process.stdin is not None:
-            process.stdin.close()
+            return
         if process.returncode is None:
             process.kill()
-        return _ending(await process.wait())
+        await process.wait()
 
 
 async def _exchange(process: Process, order: bytes) -> bytes:
