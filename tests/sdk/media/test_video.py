@@ -1,3 +1,5 @@
+import errno
+import io
 import resource
 from collections.abc import Callable
 from fractions import Fraction
@@ -151,6 +153,9 @@ def test_other_bytes_are_unreadable(tmp_path: Path, data: bytes) -> None:
     error = refusal(path)
     assert isinstance(error, UnsupportedMedia | Invalid)
     assert error.code in (Code.VIDEO_UNREADABLE, Code.NO_VIDEO_STREAM)
+    with pytest.raises(MentatError) as caught, path.open("rb") as file, open_video(file) as video:
+        next(video.frames())
+    assert caught.value.code == error.code
 
 
 def test_a_playlist_beside_a_real_video_is_not_followed(tmp_path: Path, bikes: Path) -> None:
@@ -161,6 +166,15 @@ def test_a_playlist_beside_a_real_video_is_not_followed(tmp_path: Path, bikes: P
 
 def test_a_codec_that_is_not_listed(write_video: Write) -> None:
     assert "'flv'" in refusal(write_video("a.avi", codec="flv")).message
+
+
+def test_a_source_that_cannot_be_read_is_not_called_a_bad_video(bikes: Path) -> None:
+    class Broken(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, "the disk is broken")
+
+    with pytest.raises(OSError, match="the disk is broken"), Broken(bikes) as file:
+        read(file)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_missing_file_is_the_callers_fault(tmp_path: Path) -> None:

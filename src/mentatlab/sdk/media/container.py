@@ -4,6 +4,7 @@ Bytes are never trusted: only listed containers are probed, no protocol but `fil
 playlist cannot name another file or host), and the decoder's name is checked before it runs.
 """
 
+import errno
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,11 +68,12 @@ def open_media(source: Source, limits: Limits, unreadable: Code) -> Generator[In
     except FileNotFoundError:
         raise
     except FFmpegError as error:
-        raise UnsupportedMedia(
-            unreadable,
-            "the bytes are no audio or video in a container that is accepted here",
-            hint="use MP4, MOV, M4A, MKV, WebM, AVI, MPEG, OGG, WAV, AIFF, MP3, FLAC or AAC",
-        ) from error
+        raise _unreadable(unreadable) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # FFmpeg seeks before the start of a file object that is too short to be a medium
+        raise _unreadable(unreadable) from error
     with container:
         if len(container.streams) > limits.max_streams:
             raise TooLarge(
@@ -79,6 +81,14 @@ def open_media(source: Source, limits: Limits, unreadable: Code) -> Generator[In
                 f"{len(container.streams)} streams are over {limits.max_streams}",
             )
         yield container
+
+
+def _unreadable(code: Code) -> UnsupportedMedia:
+    return UnsupportedMedia(
+        code,
+        "the bytes are no audio or video in a container that is accepted here",
+        hint="use MP4, MOV, M4A, MKV, WebM, AVI, MPEG, OGG, WAV, AIFF, MP3, FLAC or AAC",
+    )
 
 
 def check_codec(stream: Stream, allowed: frozenset[str], unreadable: Code) -> None:
