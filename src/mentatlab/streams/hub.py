@@ -310,13 +310,13 @@ class StreamingConnectionManager:
             buffers=self._buffers.statistics(),
         )
 
-    def drain(self) -> None:
+    async def drain(self) -> None:
         """Ask every connection to go: WebSockets close with 1012, SSE ends; both resume later."""
         self.draining.set()
 
     async def aclose(self) -> None:
         """Finish what is being appended, then close the log."""
-        self.drain()
+        await self.drain()
         await asyncio.gather(*self._appending, return_exceptions=True)
         await self._log.aclose()
 

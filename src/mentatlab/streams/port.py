@@ -19,7 +19,7 @@ READ_BYTES = 256 * 1024
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
-    """`head` is the last appended sequence; `chunks` and `bytes` (of payload JSON) count what stands.
+    """`head` is the last sequence; `chunks` and `bytes` (of payload JSON) count what stands.
 
     `standing` are the sequence ranges (first, last) whose data records stand: a later attempt voids
     what an earlier one sent after `resume_from`. `external` lanes were opened by a client and may

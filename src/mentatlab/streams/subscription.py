@@ -92,7 +92,7 @@ def start_at(from_: str | int, head: Cursor) -> Start:
             return Start(head.sequence, fresh=True)
         case str() if not (from_.isascii() and from_.isdigit() and len(from_) < 19):
             return _after(parse_cursor(from_), head)
-        case _ if int(from_) >= 0:
+        case _ if 0 <= int(from_) < 10**18:
             return Start(max(0, int(from_) - 1), fresh=True)
         case _:
             raise Invalid(Code.STREAM_CURSOR_INVALID, f"{from_} is not a sequence")
@@ -125,7 +125,7 @@ class Subscription:
 
     `gap` is set when the asked cursor belongs to another epoch: a transport tells it before the
     records; iteration raises `Gone(STREAM_LOST)`. `preface` is the lane's `stream_start` for a
-    reader who begins further on; it stands outside the order. Records are shared: do not change payloads.
+    reader who begins further on, outside the order. Records are shared: do not change payloads.
     """
 
     def __init__(
