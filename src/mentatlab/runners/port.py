@@ -1,7 +1,7 @@
 """The runner port: one attempt of one node (or item), as a live conversation.
 
-The engine does not know whether a process, a warm worker or a cluster job answers. A runner gives the
-agent's events in order as they come, takes input chunks, and ends with exactly one `Outcome`.
+The engine does not know whether a process, a warm worker or a cluster job answers. A runner gives
+the agent's events in order as they come, takes input chunks, and ends with exactly one `Outcome`.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -34,7 +34,9 @@ class Invocation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended. `outputs` by the rules of contracts §4, not yet checked against pin types."""
+    """How an attempt ended. `outputs` by the rules of contracts §4, not yet checked against pin
+    types.
+    """
 
     status: Literal["succeeded", "failed", "cancelled"]
     outputs: dict[str, Any] = {}
@@ -48,7 +50,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 class Attempt(Protocol):
     def events(self) -> AsyncIterator[AgentEvent]:
-        """Log, Progress, Metric, Checkpoint, Chunk, Output, Ack, Heartbeat as they come; ends with the attempt.
+        """Log, Progress, Metric, Checkpoint, Chunk, Output, Ack, Heartbeat as they come; ends with
+        the attempt.
 
         Reading is the back-pressure: what is not read is not taken from the process.
         """
