@@ -1,0 +1,373 @@
+"""Values on their way from one node to the next: bytes become references, references are checked.
+
+`process_edge_data` is the producer's side: what an agent gave is stored where it must be, checked and
+brought into the form that is recorded. `deliver` is the consumer's side: the input pin's constraints hold
+before the agent starts, and references gain the `path` where the agent finds the bytes.
+"""
+
+import base64
+import binascii
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mentatlab.protocol.errors import Code, Invalid, TooLarge
+from mentatlab.protocol.media import MediaReference, is_ref_id, is_reference
+from mentatlab.protocol.pins import BY_REFERENCE, Pin, PinType, parse_size, violations
+from mentatlab.protocol.values import fits
+from mentatlab.storage.keys import extension, generate_key
+from mentatlab.storage.port import Blob, Storage
+
+MAX_VALUE_BYTES = 32 * 1024
+"""A string or JSON value over this is stored and passed by reference."""
+MAX_INLINE_BYTES = 512 * 1024
+"""Stored values are inlined for an agent up to this, in total."""
+MAX_BASE64_BYTES = 256 * 1024
+BY_VALUE = frozenset({PinType.STRING, PinType.JSON})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """Where a value comes from and which pin's type it must have.
+
+    `owner` is the catalogue's row that keeps stored bytes (`run:…`, `stream:…`); `below` the folder under
+    which the agent may name files; `now_ms` goes into storage keys.
+    """
+
+    workspace: str
+    flow_id: str
+    run_id: str
+    node_id: str
+    pin: Pin
+    owner: str
+    now_ms: int
+    below: Path | None = None
+    max_inline: int = MAX_VALUE_BYTES
+
+
+class Budget:
+    """Bytes of stored values that may still be inlined for one invocation."""
+
+    def __init__(self, left: int = MAX_INLINE_BYTES) -> None:
+        self._left = left
+
+    def take(self, size: int) -> bool:
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+
+class MultimodalEdgeProcessor:
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def process_edge_data(self, edge: Edge, data: Any) -> Any:
+        """The value as it is recorded: references for media and for what is large, else unchanged.
+
+        Takes raw bytes, `{"path": …}` of a file below `edge.below`, `{"base64": …}` or a base64 text up
+        to 256 KiB, and a reference in any form. `Invalid(OUTPUT_TYPE)` when the value does not fit the pin.
+        """
+        if edge.pin.item_type in BY_REFERENCE:
+            return await self._process_media(edge, data)
+        if _stands_for_value(data):
+            return await self._adopt(edge, data)
+        if not fits(data, edge.pin.item_type):
+            raise _wrong_type(edge.pin, data)
+        if edge.pin.enum is not None and data not in edge.pin.enum:
+            raise _not_listed(edge.pin, data)
+        data = await self._adopt_nested(edge, data)
+        return await self._store_large(edge, data)
+
+    async def validate_reference(self, data: Any, *, workspace: str = "default") -> MediaReference:
+        """The reference as the catalogue knows it; a caller's own metadata is kept beside what was found.
+
+        `NotFound(REFERENCE_NOT_FOUND)` for an unknown or foreign one, `Gone(REFERENCE_EXPIRED)`.
+        """
+        blob = await self._storage.get(data, workspace=workspace)
+        return _merged(blob, data)
+
+    async def create_reference(
+        self, ref: str, type: PinType | str, *, workspace: str = "default"
+    ) -> MediaReference:
+        """The reference object of a stored blob, which must be of this type (any blob is binary)."""
+        blob = await self._storage.get(ref, workspace=workspace)
+        _check_type(blob, PinType(type))
+        return blob.reference()
+
+    async def deliver(self, edge: Edge, value: Any, budget: Budget) -> Any:
+        """The value as the agent gets it. Raises what breaks the input pin's type or constraints."""
+        pin = edge.pin
+        if pin.item_type in BY_REFERENCE:
+            return await self._deliver_media(edge, value)
+        if pin.item_type in BY_VALUE and _stands_for_value(value):
+            return await self._inline(edge, value, budget)
+        if not fits(value, pin.item_type):
+            raise _wrong_type(pin, value, code=Code.TYPE_MISMATCH)
+        if pin.enum is not None and value not in pin.enum:
+            raise _not_listed(pin, value)
+        return await self._locate_nested(value, edge.workspace)
+
+    # -- producer's side
+
+    async def _process_media(self, edge: Edge, data: Any) -> dict[str, Any]:
+        match data:
+            case bytes() | bytearray():
+                return _plain(await self._store(edge, bytes(data)))
+            case {"path": str(path), **rest} if "ref" not in data:
+                return _plain(await self._store_file(edge, path, rest), data)
+            case {"base64": str(text), **rest}:
+                return _plain(await self._store(edge, _decode(edge.pin, text), rest), data)
+            case str() if not is_ref_id(data) and not data.startswith("mentat://"):
+                return _plain(await self._store(edge, _decode(edge.pin, data)))
+            case _:
+                return await self._adopt(edge, data)
+
+    async def _adopt(self, edge: Edge, data: Any) -> dict[str, Any]:
+        """A reference that was there before: it gains the edge's owner."""
+        try:
+            blob = await self._storage.get(data, workspace=edge.workspace)
+        except Invalid as error:
+            raise _wrong_type(edge.pin, data) from error
+        _check_type(blob, edge.pin.item_type)
+        await self._storage.add_owner(blob.id, edge.owner)
+        return _merged(blob, data).to_dict()
+
+    async def _adopt_nested(self, edge: Edge, value: Any) -> Any:
+        """References inside a JSON value: each is checked, owned, and loses its local `path`."""
+        if is_reference(value):
+            blob = await self._storage.get(value, workspace=edge.workspace)
+            await self._storage.add_owner(blob.id, edge.owner)
+            return _merged(blob, value).to_dict()
+        match value:
+            case dict() if _may_hold_reference(value):
+                return {k: await self._adopt_nested(edge, v) for k, v in value.items()}
+            case list() if _may_hold_reference(value):
+                return [await self._adopt_nested(edge, v) for v in value]
+            case _:
+                return value
+
+    async def _store_large(self, edge: Edge, value: Any) -> Any:
+        if isinstance(value, bool | int | float) or value is None:
+            return value
+        body = msgspec.json.encode(value)
+        if len(body) <= edge.max_inline:
+            return value
+        kind = PinType.STRING if isinstance(value, str) else PinType.JSON
+        blob = await self._storage.store(
+            _once(body),
+            workspace=edge.workspace,
+            owner=edge.owner,
+            key=_key(edge, "json"),
+            expect=kind,
+            declared_mime="application/json",
+        )
+        reference = blob.reference().to_dict()
+        return {**reference, "type": str(kind)}
+
+    async def _store(
+        self, edge: Edge, body: bytes, described: Mapping[str, Any] | None = None
+    ) -> Blob:
+        mime = _mime(edge.pin, described or {})
+        return await self._storage.store(
+            _once(body),
+            workspace=edge.workspace,
+            owner=edge.owner,
+            key=_key(edge, extension(mime or "")),
+            expect=edge.pin.item_type,
+            declared_mime=mime,
+            metadata=_metadata(described or {}),
+        )
+
+    async def _store_file(self, edge: Edge, path: str, described: Mapping[str, Any]) -> Blob:
+        if edge.below is None:
+            raise Invalid(
+                Code.OUTPUT_FILE_INVALID,
+                "only an agent may name a file",
+                hint="upload it and give the reference",
+            )
+        mime = _mime(edge.pin, described)
+        suffix = Path(path).suffix.lstrip(".").lower()
+        return await self._storage.store_file(
+            edge.below / path,
+            below=edge.below,
+            workspace=edge.workspace,
+            owner=edge.owner,
+            key=_key(edge, suffix or extension(mime or "")),
+            expect=edge.pin.item_type,
+            declared_mime=mime,
+            metadata=_metadata(described),
+        )
+
+    # -- consumer's side
+
+    async def _deliver_media(self, edge: Edge, value: Any) -> dict[str, Any]:
+        blob = await self._storage.get(value, workspace=edge.workspace)
+        _check_type(blob, edge.pin.item_type)
+        found = {"mimeType": blob.mime_type, **blob.metadata}
+        problem = next(violations(edge.pin.metadata, size=blob.size, found=found), None)
+        if problem is not None:
+            raise Invalid(
+                problem.code,
+                f"{edge.node_id}.{edge.pin.name}: {problem.message}",
+                hint="give a medium within the pin's constraints, or use another agent",
+            )
+        return self._located(blob, value)
+
+    def _located(self, blob: Blob, value: Any) -> dict[str, Any]:
+        reference = _merged(blob, value)
+        path = self._storage.local_path(blob)
+        return msgspec.structs.replace(reference, path=str(path or "")).to_dict()
+
+    async def _inline(self, edge: Edge, value: Any, budget: Budget) -> Any:
+        blob = await self._storage.get(value, workspace=edge.workspace)
+        if edge.pin.metadata.by_reference:
+            return self._located(blob, {**value})
+        limit = edge.pin.metadata.max_size
+        if limit is not None and blob.size > parse_size(limit):
+            raise TooLarge(
+                Code.MEDIA_TOO_LARGE,
+                f"{edge.node_id}.{edge.pin.name}: {blob.size} bytes are over maxSize {limit}",
+            )
+        if not budget.take(blob.size):
+            raise TooLarge(
+                Code.VALUE_TOO_LARGE,
+                f"{edge.node_id}.{edge.pin.name}: {blob.size} bytes do not fit into the"
+                f" {MAX_INLINE_BYTES} bytes of values that an agent is given",
+                hint="set `byReference: true` in the input pin's metadata and read the file at `path`",
+            )
+        return await self._locate_nested(await self.read_value(blob), edge.workspace)
+
+    async def read_value(self, blob: Blob) -> Any:
+        """A stored string or JSON value."""
+        reader = await self._storage.open(blob)
+        try:
+            return msgspec.json.decode(b"".join([chunk async for chunk in reader]))
+        finally:
+            await reader.aclose()
+
+    async def read_list(self, value: Any, workspace: str) -> list[Any]:
+        """A list value, stored or inline; `Invalid(FOREACH_NOT_A_LIST)` for anything else."""
+        if _stands_for_value(value):
+            value = await self.read_value(await self._storage.get(value, workspace=workspace))
+        if not isinstance(value, list):
+            raise Invalid(
+                Code.FOREACH_NOT_A_LIST, f"{_shown(value)} is not a list", hint="give a JSON array"
+            )
+        return value
+
+    async def _locate_nested(self, value: Any, workspace: str) -> Any:
+        if is_reference(value):
+            blob = await self._storage.get(value, workspace=workspace)
+            return self._located(blob, value)
+        match value:
+            case dict() if _may_hold_reference(value):
+                return {k: await self._locate_nested(v, workspace) for k, v in value.items()}
+            case list() if _may_hold_reference(value):
+                return [await self._locate_nested(v, workspace) for v in value]
+            case _:
+                return value
+
+
+def _stands_for_value(value: Any) -> bool:
+    """A reference to a stored string or JSON value, as against one to a medium inside JSON."""
+    return is_reference(value) and value["type"] in BY_VALUE
+
+
+def _may_hold_reference(value: Any) -> bool:
+    """Spares the walk through large plain values: encoding is a hundred times faster."""
+    return b"mentat://" in msgspec.json.encode(value)
+
+
+def _plain(blob: Blob, described: Any = None) -> dict[str, Any]:
+    return _merged(blob, described).to_dict()
+
+
+def _merged(blob: Blob, data: Any) -> MediaReference:
+    """What probing found wins over what was said."""
+    reference = blob.reference()
+    said = _metadata(data) if isinstance(data, Mapping) else {}
+    metadata = {**said, **reference.ref.metadata}
+    ref = msgspec.structs.replace(reference.ref, metadata=metadata)
+    return msgspec.structs.replace(reference, ref=ref)
+
+
+def _metadata(described: Mapping[str, Any]) -> dict[str, Any]:
+    match described:
+        case {"metadata": dict(found)} | {"ref": {"metadata": dict(found)}}:
+            return {k: v for k, v in found.items() if k != "mimeType"}
+        case _:
+            return {}
+
+
+def _mime(pin: Pin, described: Mapping[str, Any]) -> str | None:
+    match described:
+        case {"mimeType": str(mime)} | {"metadata": {"mimeType": str(mime)}}:
+            return mime
+        case _:
+            mime = pin.metadata.mime_type
+            return mime if mime and "," not in mime and "*" not in mime else None
+
+
+def _key(edge: Edge, ext: str) -> str:
+    return generate_key(
+        edge.workspace,
+        edge.flow_id,
+        edge.run_id,
+        edge.node_id,
+        edge.pin.name,
+        ext,
+        timestamp_ms=edge.now_ms,
+    )
+
+
+def _decode(pin: Pin, text: str) -> bytes:
+    if len(text) > MAX_BASE64_BYTES:
+        raise TooLarge(
+            Code.VALUE_TOO_LARGE,
+            f"{pin.name}: {len(text)} characters of base64 are over {MAX_BASE64_BYTES}",
+            hint="write a file under out_dir and give its path",
+        )
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise _wrong_type(pin, text) from error
+
+
+def _check_type(blob: Blob, wanted: PinType) -> None:
+    fine = wanted in (blob.type, PinType.BINARY) or wanted not in BY_REFERENCE
+    if not fine:
+        raise Invalid(
+            Code.MEDIA_TYPE_MISMATCH,
+            f"{blob.id} is {blob.type} ({blob.mime_type}), the pin takes {wanted}",
+            hint=f"give a reference to {wanted}",
+        )
+
+
+def _wrong_type(pin: Pin, value: Any, *, code: Code = Code.OUTPUT_TYPE) -> Invalid:
+    return Invalid(
+        code,
+        f"{pin.name}: {_shown(value)} is not of type {pin.item_type}",
+        hint='media are given as a file under out_dir ({"path": …}) or as a reference'
+        if pin.item_type in BY_REFERENCE
+        else f"the pin {pin.name} takes {pin.item_type}",
+    )
+
+
+def _not_listed(pin: Pin, value: Any) -> Invalid:
+    allowed = ", ".join(map(str, pin.enum or ()))
+    return Invalid(
+        Code.TYPE_MISMATCH, f"{pin.name}: {_shown(value)} is none of {allowed}", hint=allowed
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

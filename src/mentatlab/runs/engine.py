@@ -1,0 +1,395 @@
+"""The engine: takes runs, conducts each in a task of its own, and after a crash goes on with those that
+had not ended.
+"""
+
+import asyncio
+import logging
+import random
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import reduce
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from mentatlab import __version__
+from mentatlab.flows.flow import load_flow
+from mentatlab.flows.manifest import Manifest, load_manifest
+from mentatlab.flows.plan import Plan, compile_plan
+from mentatlab.protocol.errors import Code, Conflict, MentatError, Unavailable
+from mentatlab.protocol.ids import new_id
+from mentatlab.protocol.pins import Pin, PinType
+from mentatlab.runners.port import Runner
+from mentatlab.runs import decide as d
+from mentatlab.runs import events as ev
+from mentatlab.runs.attempts import Services, fault_of, first_of, internal_fault
+from mentatlab.runs.conductor import Conductor
+from mentatlab.runs.digests import digest_of
+from mentatlab.runs.edges import Edge, MultimodalEdgeProcessor
+from mentatlab.runs.lanes import LOG_PIN, stream_id
+from mentatlab.runs.maps import standing_records
+from mentatlab.runs.registry import AgentRegistry
+from mentatlab.runs.state import RUN_TERMINAL, RunState, apply, initial
+from mentatlab.runs.store import Idempotency, RunRow, RunStore, Snapshot, unknown_run
+from mentatlab.runs.values import Values, check_inputs
+from mentatlab.runs.views import RunView, summary, view
+from mentatlab.storage.port import Storage
+from mentatlab.streams.hub import StreamingConnectionManager
+
+logger = logging.getLogger(__name__)
+
+Views = list[RunView]
+Events = list[ev.RunEvent]
+LogLines = list[dict[str, Any]]
+
+MAX_RUNS = 64
+"""Runs conducted at a time; others wait as `queued`."""
+
+
+class Engine:
+    """`await start()`, then runs may be submitted; `await aclose()` stops without ending them: what had not
+    ended goes on at the next start. `scratch` is the folder for attempts and belongs to the engine."""
+
+    def __init__(
+        self,
+        *,
+        store: RunStore,
+        hub: StreamingConnectionManager,
+        storage: Storage,
+        runner: Runner,
+        registry: AgentRegistry,
+        scratch: Path,
+        environment: Mapping[str, str] | None = None,
+        secret: bytes = b"",
+        url: str = "",
+        max_runs: int = MAX_RUNS,
+        clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.edges = MultimodalEdgeProcessor(storage)
+        self._services = Services(
+            store=store,
+            hub=hub,
+            edges=self.edges,
+            runner=runner,
+            registry=registry,
+            scratch=scratch,
+            environment=environment or {},
+            secret=secret,
+            url=url,
+            clock=clock,
+            chance=chance,
+        )
+        self._owner = new_id("eng")
+        self._slots = asyncio.Semaphore(max_runs)
+        self._live: dict[str, Conductor] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._plans: dict[str, Plan] = {}
+        self._closing = False
+
+    async def __aenter__(self) -> "Engine":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # -- life
+
+    async def start(self) -> None:
+        """Take over the runs that a former process left."""
+        await asyncio.to_thread(shutil.rmtree, self._services.scratch, ignore_errors=True)
+        for row in await self._services.store.claim(self._owner):
+            try:
+                await self._take_over(row)
+            except MentatError:
+                logger.exception("run %s cannot be taken over", row.id)
+
+    async def aclose(self) -> None:
+        self._closing = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _take_over(self, row: RunRow) -> None:
+        conductor = await self._restore(row)
+        self._live[row.id] = conductor
+        await conductor.open_lanes()
+        if row.state in RUN_TERMINAL:
+            self._spawn(conductor, conductor.finish_recovered)
+        else:
+            await conductor.recover()
+            self._spawn(conductor, self._in_turn(conductor))
+
+    async def _restore(self, row: RunRow) -> Conductor:
+        """A run as its log tells it."""
+        plan = await self._plan_of(row)
+        facts = [event for _, event in await self._services.store.events(row.id)]
+        values = Values(plan, row.inputs)
+        values.add(facts)
+        state = reduce(apply, facts, _initial(plan))
+        return Conductor(self._services, row, plan, state, values)
+
+    async def _plan_of(self, row: RunRow) -> Plan:
+        if row.digest not in self._plans:
+            snapshot = await self._services.store.snapshot(row.digest)
+            self._plans[row.digest] = plan_of(snapshot)
+        return self._plans[row.digest]
+
+    def _spawn(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
+        run_id = conductor.row.id
+        self._live[run_id] = conductor
+        task = asyncio.create_task(self._conduct(conductor, work), name=f"run {run_id}")
+        self._tasks[run_id] = task
+        task.add_done_callback(lambda _: self._forget(run_id))
+
+    def _forget(self, run_id: str) -> None:
+        self._tasks.pop(run_id, None)
+        self._live.pop(run_id, None)
+
+    def _in_turn(self, conductor: Conductor) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            async with self._slots:
+                await conductor.run()
+
+        return run
+
+    async def _conduct(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except* MentatError as group:
+            await self._give_up(conductor, fault_of(first_of(group)))
+        except* Exception as group:
+            await self._give_up(conductor, internal_fault(first_of(group)))
+        await self._clear(conductor.row.id)
+
+    async def _clear(self, run_id: str) -> None:
+        folder = self._services.scratch / run_id
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _give_up(self, conductor: Conductor, fault: ev.Fault) -> None:
+        """The run cannot be recorded any further: try to record that, else the next start goes on."""
+        logger.exception("run %s cannot go on: %s", conductor.row.id, fault.message)
+        try:
+            await conductor.fail(fault)
+        except MentatError:
+            logger.exception("run %s waits for the next start", conductor.row.id)
+
+    # -- use
+
+    async def submit(
+        self,
+        document: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        *,
+        workspace: str = "default",
+        idempotency_key: str | None = None,
+    ) -> RunView:
+        """Check and start a run. `ValidationFailed` with every problem of the flow, or of the inputs.
+
+        The same `idempotency_key` with the same request answers the run that it made before.
+        """
+        if self._closing:
+            raise Unavailable(Code.UNAVAILABLE, "the engine is closing")
+        idempotency = idempotency_key and Idempotency(
+            idempotency_key, digest_of([document, inputs])
+        )
+        if idempotency:
+            made = await self._services.store.find(workspace, idempotency)
+            if made is not None:
+                return await self.get(made, workspace=workspace)
+        plan, snapshot = self._compile(document)
+        check_inputs(plan, inputs)
+        run_id = new_id("rn")
+        stored = await self._stored_inputs(plan, inputs, run_id, workspace)
+        row = RunRow(
+            id=run_id,
+            workspace=workspace,
+            flow_id=plan.flow_id,
+            digest=snapshot.digest,
+            engine_version=__version__,
+            inputs=stored,
+            state="created",
+            created_at=self._services.clock(),
+            owner=self._owner,
+        )
+        made = await self._create(plan, row, snapshot, idempotency or None)
+        return await self.get(made, workspace=workspace)
+
+    async def get(self, run_id: str, *, workspace: str) -> RunView:
+        """`NotFound(RUN_NOT_FOUND)` for an unknown run, or one of another workspace."""
+        conductor = await self._find(run_id, workspace)
+        lanes = await self._services.hub.lanes(run_id)
+        return view(
+            conductor.row,
+            conductor.plan,
+            conductor.state,
+            conductor.values,
+            lanes={lane.stream_id: lane.state for lane in lanes},
+            percent=conductor.percent,
+        )
+
+    async def list(
+        self,
+        workspace: str,
+        *,
+        state: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> Views:
+        """Newest first; `before` is the id of the last run of the page before."""
+        rows = await self._services.store.list(workspace, state=state, limit=limit, before=before)
+        return [summary(row) for row in rows]
+
+    async def cancel(self, run_id: str, *, workspace: str) -> RunView:
+        """Ask the run to stop; `wait` tells when it has. `Conflict(RUN_TERMINAL)` when it has ended."""
+        conductor = await self._find(run_id, workspace)
+        if conductor.state.finished or run_id not in self._live:
+            raise Conflict(Code.RUN_TERMINAL, f"the run {run_id} has ended: {conductor.row.state}")
+        conductor.cancel()
+        return await self.get(run_id, workspace=workspace)
+
+    async def wait(self, run_id: str, *, workspace: str | None = None) -> RunView:
+        """The run when it has ended, with its streams. Cancelling the waiter does not touch the run."""
+        task = self._tasks.get(run_id)
+        if task is not None:
+            await asyncio.wait([task])
+        row = await self._services.store.get(run_id)
+        return await self.get(run_id, workspace=workspace or row.workspace)
+
+    async def outputs(self, run_id: str, *, workspace: str) -> dict[str, Any]:
+        """By `node.pin`: what there is so far. A stream is told by its id; one that an output node
+        collects is an array once it has ended."""
+        conductor = await self._find(run_id, workspace)
+        found = conductor.values.outputs()
+        for name, pin in conductor.plan.outputs:
+            edges = conductor.plan.node(name).inputs
+            collected = any(e.target_pin == pin and e.adapter == "collect" for e in edges)
+            value = found.get(f"{name}.{pin}")
+            if collected and isinstance(value, dict) and "stream_id" in value:
+                records = await standing_records(self._services, value["stream_id"])
+                found[f"{name}.{pin}"] = [
+                    r.payload.get("ref", r.payload.get("data")) for r in records
+                ]
+        return found
+
+    async def events(self, run_id: str, *, workspace: str, after: int = 0) -> Events:
+        await self._row(run_id, workspace)
+        facts = await self._services.store.events(run_id, after)
+        return [ev.public(run_id, seq, event) for seq, event in facts]
+
+    async def logs(self, run_id: str, node_id: str, *, workspace: str) -> LogLines:
+        """What the node's agents logged and reported since this server started, in order:
+        `{"kind": "log" | "progress" | "metric", "at", "attempt", "item"?, …}`"""
+        conductor = await self._find(run_id, workspace)
+        if node_id not in conductor.state.nodes:
+            raise unknown_run(f"{run_id}/{node_id}")
+        name = stream_id(run_id, node_id, LOG_PIN)
+        if name not in {lane.stream_id for lane in await self._services.hub.lanes(run_id)}:
+            return []
+        records = await standing_records(self._services, name)
+        return [
+            {
+                **r.payload["data"],
+                "at": r.timestamp,
+                "attempt": r.attempt,
+                **({} if r.item is None else {"item": r.item}),
+            }
+            for r in records
+        ]
+
+    # -- parts of these
+
+    def _compile(self, document: Mapping[str, Any]) -> tuple[Plan, Snapshot]:
+        used: dict[str, Manifest] = {}
+
+        def look_up(name: str) -> Manifest | None:
+            manifest = self._services.registry.manifest(name)
+            if manifest is not None:
+                used[name] = manifest
+            return manifest
+
+        plan = compile_plan(load_flow(document), look_up)
+        manifests = {name: manifest.document() for name, manifest in used.items()}
+        self._plans[plan.digest] = plan
+        return plan, Snapshot(plan.digest, dict(document), manifests)
+
+    async def _stored_inputs(
+        self, plan: Plan, inputs: Mapping[str, Any], run_id: str, workspace: str
+    ) -> dict[str, Any]:
+        """References are checked and gain the run as an owner; large values are stored."""
+        stored: dict[str, Any] = {}
+        for name, value in inputs.items():
+            wanted = plan.input(name)
+            assert wanted is not None
+            edge = Edge(
+                workspace=workspace,
+                flow_id=plan.flow_id,
+                run_id=run_id,
+                node_id=wanted.node,
+                pin=wanted.pin,
+                owner=f"run:{run_id}",
+                now_ms=int(self._services.clock() * 1000),
+            )
+            stored[name] = await self.edges.process_edge_data(edge, value)
+        return stored
+
+    async def _create(
+        self, plan: Plan, row: RunRow, snapshot: Snapshot, idempotency: Idempotency | None
+    ) -> str:
+        """The run and, when there is room, its first decision are one commit."""
+        at = row.created_at
+        created = ev.RunCreated(at=at, flow_id=plan.flow_id, digest=plan.digest)
+        state = apply(_initial(plan), created)
+        now = d.decide(plan, state, d.Begin(at=at))
+        room = not self._slots.locked() and not now.state.finished
+        facts = [created, *now.events] if room else [created]
+        row = msgspec.structs.replace(
+            row,
+            state=str(now.state.phase if room else state.phase),
+            started_at=at if room else None,
+            last_seq=len(facts),
+        )
+        conductor = Conductor(self._services, row, plan, _initial(plan), Values(plan, row.inputs))
+        await conductor.open_lanes()
+        made = await self._services.store.create(row, snapshot, facts, idempotency)
+        if made != row.id:
+            await self._services.hub.delete_run(row.id)
+            return made
+        if room:
+            conductor.begun(now, [created])
+        else:
+            conductor.created([created])
+            conductor.tell(d.Begin(at=at))
+        self._spawn(conductor, self._in_turn(conductor))
+        return made
+
+    async def _row(self, run_id: str, workspace: str) -> RunRow:
+        live = self._live.get(run_id)
+        row = live.row if live is not None else await self._services.store.get(run_id)
+        if row.workspace != workspace:
+            raise unknown_run(run_id)
+        return row
+
+    async def _find(self, run_id: str, workspace: str) -> Conductor:
+        row = await self._row(run_id, workspace)
+        return self._live.get(run_id) or await self._restore(row)
+
+
+def plan_of(snapshot: Snapshot) -> Plan:
+    """A run's plan from what was stored with it, whatever agents are registered now."""
+    manifests = {name: load_manifest(found) for name, found in snapshot.manifests.items()}
+    return compile_plan(load_flow(snapshot.document), manifests.get)
+
+
+def _initial(plan: Plan) -> RunState:
+    return initial(tuple(node.id for node in plan.nodes))

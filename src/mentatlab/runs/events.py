@@ -1,0 +1,179 @@
+"""What a run's log holds: the committed facts, in order, and their stored form.
+
+State is the fold of these events (`decide.apply`), so a run is recovered by reading its log. An event's
+stored `type` is `name/version`; a field may be added with a default, any other change is a new version.
+Stream chunks are never events. The encoded payload of one event is at most 64 KiB.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from mentatlab.protocol.errors import Code, Internal, TooLarge
+
+MAX_PAYLOAD_BYTES = 64 * 1024
+
+ErrorClass = Literal["infra", "transient", "timeout", "oom", "permanent"]
+RunEnd = Literal["succeeded", "partial", "failed", "cancelled"]
+EndingReason = Literal["user_cancel", "timeout"]
+
+
+class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an attempt, a node or a run ended badly."""
+
+    code: str
+    message: str
+    hint: str = ""
+    kind: ErrorClass = "permanent"
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
+    """`at` in Unix seconds; `node` empty = the run itself; `item` set = one item of a `forEach` node."""
+
+    at: float
+    node: str = ""
+    item: int | None = None
+    attempt: int = 0
+
+
+class RunCreated(Event, tag="run_created/1"):
+    flow_id: str
+    digest: str
+
+
+class RunStarted(Event, tag="run_started/1"):
+    pass
+
+
+class NodeStarted(Event, tag="node_started/1"):
+    """`resume_from`: per stream output pin the sequence up to which earlier attempts' records stand."""
+
+    resume_from: dict[str, int] = {}
+
+
+class NodeSucceeded(Event, tag="node_succeeded/1"):
+    outputs: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+
+
+class RetryScheduled(Event, tag="retry_scheduled/1"):
+    """The attempt failed and another will start at `retry_at` (Unix seconds)."""
+
+    error: Fault
+    retry_at: float
+    resume_from: dict[str, int] = {}
+
+
+class NodeFailed(Event, tag="node_failed/1"):
+    error: Fault
+
+
+class NodeUpstreamFailed(Event, tag="node_upstream_failed/1"):
+    upstream: str
+
+
+class NodeCancelled(Event, tag="node_cancelled/1"):
+    pass
+
+
+class ItemsVoided(Event, tag="items_voided/1"):
+    """The source of a `forEach` node began again: items after `above` count no more. `attempt` is the
+    node's new one."""
+
+    above: int
+
+
+class RunEnding(Event, tag="run_ending/1"):
+    reason: EndingReason
+
+
+class RunFinished(Event, tag="run_finished/1"):
+    state: RunEnd
+    reason: str = ""
+    error: Fault | None = None
+
+
+RunFact = (
+    RunCreated
+    | RunStarted
+    | NodeStarted
+    | NodeSucceeded
+    | RetryScheduled
+    | NodeFailed
+    | NodeUpstreamFailed
+    | NodeCancelled
+    | ItemsVoided
+    | RunEnding
+    | RunFinished
+)
+
+_decoder = msgspec.json.Decoder(RunFact)
+_encoder = msgspec.json.Encoder()
+
+
+def encode(event: RunFact) -> bytes:
+    """`TooLarge(VALUE_TOO_LARGE)` over 64 KiB: larger values are stored and referred to before."""
+    data = _encoder.encode(event)
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise TooLarge(
+            Code.VALUE_TOO_LARGE,
+            f"the outputs of {event.node} take {len(data)} bytes, over {MAX_PAYLOAD_BYTES}",
+            hint="give fewer or larger values: a value over 32 KiB is stored and passed by reference",
+        )
+    return data
+
+
+def decode(data: bytes) -> RunFact:
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise Internal(
+            Code.DATABASE_ERROR,
+            f"an event that this version cannot read: {error}",
+            hint="start the version that wrote it",
+        ) from error
+
+
+def name_of(event: Event) -> str:
+    """`node_succeeded/1` → `node_succeeded`."""
+    return stored_type(event).partition("/")[0]
+
+
+def stored_type(event: Event) -> str:
+    return str(type(event).__struct_config__.tag)
+
+
+class RunEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An event as the outside sees it; `seq` is dense from 1 in its run, `at` in Unix seconds."""
+
+    run_id: str
+    seq: int
+    type: str
+    version: int
+    at: float
+    node_id: str = ""
+    item: int | None = None
+    attempt: int = 0
+    payload: dict[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        return msgspec.to_builtins(self)
+
+
+_ENVELOPE = frozenset(("type", *Event.__struct_fields__))
+
+
+def public(run_id: str, seq: int, event: Event) -> RunEvent:
+    name, _, version = stored_type(event).partition("/")
+    body: dict[str, Any] = msgspec.to_builtins(event)
+    return RunEvent(
+        run_id=run_id,
+        seq=seq,
+        type=name,
+        version=int(version),
+        at=event.at,
+        node_id=event.node,
+        item=event.item,
+        attempt=event.attempt,
+        payload={k: v for k, v in body.items() if k not in _ENVELOPE},
+    )

@@ -1,0 +1,100 @@
+"""Stored flows, versioned by the digest of their content."""
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from mentatlab.protocol.errors import Code, NotFound
+from mentatlab.runs.digests import digest_of
+from mentatlab.sqlite import Database
+
+
+class StoredFlow(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a flow; `created_at` in Unix seconds."""
+
+    id: str
+    digest: str
+    document: dict[str, Any]
+    created_at: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return msgspec.to_builtins(self)
+
+
+Flows = list[StoredFlow]
+
+
+class FlowStore:
+    """Flows of a workspace. Putting a document makes it the current version; older ones stay readable."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def put(
+        self, flow_id: str, document: dict[str, Any], *, workspace: str, now: float
+    ) -> StoredFlow:
+        """Idempotent: the same content is the same version."""
+        flow = StoredFlow(id=flow_id, digest=digest_of(document), document=document, created_at=now)
+        body = msgspec.json.encode(document)
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE flows SET current = 0 WHERE workspace = ? AND id = ?", (workspace, flow_id)
+            )
+            db.execute(
+                "INSERT INTO flows VALUES (?, ?, ?, ?, ?, 1)"
+                " ON CONFLICT (workspace, id, digest) DO UPDATE SET current = 1",
+                (workspace, flow_id, flow.digest, body, now),
+            )
+
+        await self._db.write(work)
+        return await self.get(flow_id, workspace=workspace)
+
+    async def get(self, flow_id: str, *, workspace: str, digest: str | None = None) -> StoredFlow:
+        """The current version, or the one named; `NotFound(NOT_FOUND)`."""
+        which, value = ("current = ?", 1) if digest is None else ("digest = ?", digest)
+        sql = f"SELECT * FROM flows WHERE workspace = ? AND id = ? AND {which}"
+        row = await self._db.read(
+            lambda db: db.execute(sql, (workspace, flow_id, value)).fetchone()
+        )
+        if row is None:
+            raise _unknown(flow_id)
+        return _flow(row)
+
+    async def list(self, *, workspace: str) -> Flows:
+        """Current versions, by id."""
+        sql = "SELECT * FROM flows WHERE workspace = ? AND current = 1 ORDER BY id"
+        rows = await self._db.read(lambda db: db.execute(sql, (workspace,)).fetchall())
+        return [_flow(row) for row in rows]
+
+    async def versions(self, flow_id: str, *, workspace: str) -> Flows:
+        """Every version, newest first."""
+        sql = "SELECT * FROM flows WHERE workspace = ? AND id = ? ORDER BY created_at DESC, digest"
+        rows = await self._db.read(lambda db: db.execute(sql, (workspace, flow_id)).fetchall())
+        return [_flow(row) for row in rows]
+
+    async def delete(self, flow_id: str, *, workspace: str) -> None:
+        """Remove all versions; runs keep their own snapshots."""
+
+        def work(db: sqlite3.Connection) -> int:
+            sql = "DELETE FROM flows WHERE workspace = ? AND id = ?"
+            return db.execute(sql, (workspace, flow_id)).rowcount
+
+        if await self._db.write(work) == 0:
+            raise _unknown(flow_id)
+
+
+def _flow(row: sqlite3.Row) -> StoredFlow:
+    return StoredFlow(
+        id=row["id"],
+        digest=row["digest"],
+        document=msgspec.json.decode(row["document"]),
+        created_at=row["created_at"],
+    )
+
+
+def _unknown(flow_id: str) -> NotFound:
+    return NotFound(
+        Code.NOT_FOUND, f"there is no flow {flow_id}", hint="`GET /api/v1/flows` lists them"
+    )

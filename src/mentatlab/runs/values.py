@@ -1,0 +1,126 @@
+"""What the pins of a run hold so far: folded from its inputs and its log. Pure."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from mentatlab.flows.plan import Plan, PlanEdge, PlanNode
+from mentatlab.protocol.errors import Code, Problem, ValidationFailed
+from mentatlab.protocol.values import fits
+from mentatlab.runs import events as ev
+from mentatlab.runs.decide import lane_pins
+from mentatlab.runs.lanes import stream_id
+
+
+class Values:
+    """Final values by (node, pin). Not those of single items, which stay in the log."""
+
+    def __init__(self, plan: Plan, inputs: Mapping[str, Any]) -> None:
+        self._plan = plan
+        self._values: dict[tuple[str, str], Any] = {}
+        for wanted in plan.inputs:
+            if wanted.pin.default is not None:
+                self._values[wanted.node, wanted.pin.name] = wanted.pin.default
+        for name, value in inputs.items():
+            if (named := plan.input(name)) is not None:
+                self._values[named.node, named.pin.name] = value
+
+    def add(self, events: Iterable[ev.RunFact]) -> None:
+        for event in events:
+            if isinstance(event, ev.NodeSucceeded) and event.item is None:
+                for pin, value in event.outputs.items():
+                    self._values[event.node, pin] = value
+
+    def get(self, node: str, pin: str) -> Any:
+        return self._values.get((node, pin))
+
+    def of(self, edge: PlanEdge) -> Any:
+        return self._values.get((edge.source, edge.source_pin))
+
+    def outputs(self) -> dict[str, Any]:
+        """The run's outputs so far, by `node.pin`."""
+        found: dict[str, Any] = {}
+        for name, pin in self._plan.outputs:
+            source, source_pin = origin(self._plan.node(name), pin)
+            value = self._values.get((source, source_pin))
+            if value is not None:
+                found[f"{name}.{pin}"] = value
+        return found
+
+
+def origin(node: PlanNode, pin: str) -> tuple[str, str]:
+    """Where an output node's pin gets its value; any other pin is its own origin."""
+    if node.kind == "output":
+        for edge in node.inputs:
+            if edge.target_pin == pin:
+                return edge.source, edge.source_pin
+    return node.id, pin
+
+
+def check_inputs(plan: Plan, inputs: Mapping[str, Any]) -> None:
+    """Every problem of a run's inputs at once. `ValidationFailed(RUN_INPUT_…)`"""
+    problems = [*_unknown(plan, inputs), *_missing(plan, inputs), *_mistyped(plan, inputs)]
+    if problems:
+        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        raise ValidationFailed(problems[0].code, f"the inputs have {count}", problems)
+
+
+def _unknown(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
+    known = ", ".join(i.name for i in plan.inputs) or "none"
+    for name in inputs:
+        if plan.input(name) is None:
+            yield Problem(
+                Code.RUN_INPUT_UNKNOWN,
+                f"/inputs/{_escaped(name)}",
+                f"the flow has no input {name}",
+                f"its inputs are: {known}",
+            )
+
+
+def _missing(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
+    given = {plan.input(name) for name, value in inputs.items() if value is not None}
+    for wanted in plan.inputs:
+        if wanted.pin.required and wanted.pin.default is None and wanted not in given:
+            yield Problem(
+                Code.RUN_INPUT_MISSING,
+                f"/inputs/{_escaped(wanted.name)}",
+                f"the input {wanted.name} ({wanted.pin.type}) is missing",
+                f"give it: --input {wanted.name}=…",
+            )
+
+
+def _mistyped(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
+    for name, value in inputs.items():
+        wanted = plan.input(name)
+        if wanted is None:
+            continue
+        path, pin = f"/inputs/{_escaped(name)}", wanted.pin
+        if not fits(value, pin.type):
+            shown = msgspec.json.encode(value)[:60].decode(errors="replace")
+            yield Problem(Code.RUN_INPUT_TYPE, path, f"{shown} is not of type {pin.type}")
+        elif pin.enum is not None and value not in pin.enum:
+            allowed = ", ".join(map(str, pin.enum))
+            yield Problem(Code.RUN_INPUT_TYPE, path, f"{value!r} is none of {allowed}", allowed)
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def stream_value(
+    run_id: str, node: PlanNode, pin: str, *, chunks: int, state: str
+) -> dict[str, Any]:
+    """What stands for a stream in results, outputs and events."""
+    items = next(p.item_type for p in node.output_pins if p.name == pin)
+    return {
+        "type": "stream",
+        "stream_id": stream_id(run_id, node.id, pin),
+        "items": str(items),
+        "chunks": chunks,
+        "state": state,
+    }
+
+
+def run_lanes(plan: Plan) -> list[tuple[PlanNode, str]]:
+    return [(node, pin) for node in plan.nodes for pin in lane_pins(node)]

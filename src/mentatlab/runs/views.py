@@ -1,0 +1,160 @@
+"""What the outside sees of a run. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from mentatlab.flows.plan import Plan, PlanNode
+from mentatlab.runs.decide import upstream_fault
+from mentatlab.runs.events import Fault
+from mentatlab.runs.lanes import stream_id
+from mentatlab.runs.state import NodePhase, NodeState, RunState
+from mentatlab.runs.store import RunRow
+from mentatlab.runs.values import Values, run_lanes
+
+
+class _View(msgspec.Struct, frozen=True, kw_only=True):
+    def to_dict(self) -> dict[str, Any]:
+        return msgspec.to_builtins(self)
+
+
+class ErrorView(_View, frozen=True, kw_only=True):
+    code: str
+    message: str
+    hint: str = ""
+
+
+class ItemsView(_View, frozen=True, kw_only=True):
+    """Counts of a `forEach` node's items. `failed` ones were collected or skipped."""
+
+    succeeded: int
+    failed: int
+    running: int
+    waiting: int  # for a retry
+
+
+class NodeView(_View, frozen=True, kw_only=True):
+    """Times are Unix seconds; `percent` is what the agent last said (0 to 100)."""
+
+    id: str
+    kind: str
+    type: str
+    state: str
+    attempt: int
+    error: ErrorView | None = None
+    items: ItemsView | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    retry_at: float | None = None
+    percent: float | None = None
+
+
+class StreamView(_View, frozen=True, kw_only=True):
+    stream_id: str
+    node_id: str
+    pin_name: str
+    state: str  # open | ended | errored
+
+
+class RunView(_View, frozen=True, kw_only=True):
+    """A run; `nodes`, `streams` and `outputs` stay empty in lists."""
+
+    id: str
+    workspace: str
+    flow_id: str
+    digest: str
+    state: str
+    reason: str = ""
+    error: ErrorView | None = None
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    nodes: tuple[NodeView, ...] = ()
+    streams: tuple[StreamView, ...] = ()
+    outputs: dict[str, Any] = {}
+
+    @property
+    def finished(self) -> bool:
+        return self.finished_at is not None
+
+
+def summary(row: RunRow) -> RunView:
+    return RunView(
+        id=row.id,
+        workspace=row.workspace,
+        flow_id=row.flow_id,
+        digest=row.digest,
+        state=row.state,
+        reason=row.reason,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def view(
+    row: RunRow,
+    plan: Plan,
+    state: RunState,
+    values: Values,
+    *,
+    lanes: Mapping[str, str],
+    percent: Mapping[str, float],
+) -> RunView:
+    """`lanes`: the state of each stream by id; `percent`: the live progress of nodes."""
+    return RunView(
+        id=row.id,
+        workspace=row.workspace,
+        flow_id=row.flow_id,
+        digest=row.digest,
+        state=str(state.phase),
+        reason=state.reason,
+        error=_error(state.error),
+        created_at=row.created_at,
+        started_at=state.started_at or None,
+        finished_at=state.finished_at or None,
+        nodes=tuple(_node(n, state.nodes[n.id], percent.get(n.id)) for n in plan.nodes),
+        streams=tuple(_stream(row.id, node, pin, lanes) for node, pin in run_lanes(plan)),
+        outputs=values.outputs(),
+    )
+
+
+def _stream(run_id: str, node: PlanNode, pin: str, lanes: Mapping[str, str]) -> StreamView:
+    name = stream_id(run_id, node.id, pin)
+    return StreamView(
+        stream_id=name, node_id=node.id, pin_name=pin, state=lanes.get(name, "expired")
+    )
+
+
+def _node(node: PlanNode, state: NodeState, percent: float | None) -> NodeView:
+    error = state.error
+    if state.phase is NodePhase.UPSTREAM_FAILED:
+        error = upstream_fault(state.upstream)
+    return NodeView(
+        id=node.id,
+        kind=node.kind,
+        type=node.type,
+        state=str(state.phase),
+        attempt=state.attempt,
+        error=_error(error),
+        items=_items(state) if node.for_each is not None else None,
+        started_at=state.started_at or None,
+        ended_at=state.ended_at or None,
+        retry_at=state.retry_at if state.phase is NodePhase.RETRY_WAIT else None,
+        percent=percent,
+    )
+
+
+def _items(state: NodeState) -> ItemsView:
+    phases = [unit.phase for unit in state.items.values()]
+    return ItemsView(
+        succeeded=state.succeeded.bit_count(),
+        failed=state.failed.bit_count(),
+        running=phases.count(NodePhase.RUNNING),
+        waiting=phases.count(NodePhase.RETRY_WAIT),
+    )
+
+
+def _error(fault: Fault | None) -> ErrorView | None:
+    return fault and ErrorView(code=fault.code, message=fault.message, hint=fault.hint)
