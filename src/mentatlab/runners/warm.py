@@ -347,6 +347,7 @@ class WarmAttempt:
         self._granted: dict[str, int] = {}
         self._cause: Cause | None = None
         self._stopping = asyncio.Event()
+        self._invoked = asyncio.Event()
         self._answered = asyncio.Event()
         self._last_sign = time.monotonic()
         self._alone = False
@@ -396,6 +397,7 @@ class WarmAttempt:
             self._stopping.set()
 
     async def _send(self, line: bytes) -> None:
+        await self._invoked.wait()
         if not self._answered.is_set():
             await self._worker.send(line)
 
@@ -428,6 +430,7 @@ class WarmAttempt:
         self._end()
 
     def _end(self) -> None:
+        self._invoked.set()
         self._answered.set()
         self._stopping.set()
         self._close()
@@ -470,6 +473,7 @@ class WarmAttempt:
             )
         self._worker.add(self)
         await self._worker.send(line)
+        self._invoked.set()
         await watch_deadlines(self._invocation, self._stopping, self._stop, self._silent_since)
         if not self._answered.is_set():
             await self._await_answer()
