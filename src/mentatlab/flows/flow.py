@@ -14,7 +14,7 @@ from mentatlab.flows.document import (
     read_document,
     whole,
 )
-from mentatlab.protocol.errors import Code, Problem, ValidationFailed
+from mentatlab.protocol.errors import Code, ValidationFailed
 
 NodeId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
 Endpoint = Annotated[str, Field(pattern=r"^[^.\s]+\.[^.\s]+$", max_length=300)]
@@ -114,12 +114,3 @@ def load_flow(source: str | bytes | Mapping[str, Any], *, name: str = "") -> Flo
         raise ValidationFailed(
             Code.FLOW_INVALID, f"{name or 'the flow'} is not valid", problems
         ) from error
-
-
-def flow_problems(document: Mapping[str, Any]) -> list[Problem]:
-    """What of a document does not fit the model; empty when it loads."""
-    try:
-        Flow.model_validate(document)
-    except ValidationError as error:
-        return problems_of(error, Code.FLOW_INVALID)
-    return []
