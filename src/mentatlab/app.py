@@ -4,12 +4,27 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mentatlab.gateway.admission import is_loopback
+from fastapi import FastAPI
+
+from mentatlab import home as home_folder
+from mentatlab.gateway.admission import Rules, is_loopback, token_secret
+from mentatlab.gateway.api import Services, create_gateway
+from mentatlab.gateway.server import serving
 from mentatlab.protocol.errors import Code, Conflict, Invalid
+from mentatlab.runners import LocalRunner
+from mentatlab.runs.engine import Engine
+from mentatlab.runs.flow_store import FlowStore
+from mentatlab.runs.key_store import KeyStore
+from mentatlab.runs.registry import AgentRegistry
+from mentatlab.runs.schema import SCHEMA
+from mentatlab.runs.store import SqliteRunStore
+from mentatlab.sqlite import Database
+from mentatlab.storage import open_local
+from mentatlab.streams import open_hub
 
 DEFAULT_PORT = 7070
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,6 +48,7 @@ class Settings:
     streaming: bool = True
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     rate: float = 200.0  # requests a second and key, 0 = no limit
     burst: float = 400.0
 
@@ -55,7 +71,7 @@ def read_settings(
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
     """
-    place = home or Path(environ.get("MENTATLAB_HOME") or Path.home() / ".mentatlab").expanduser()
+    place = home or Path(environ.get("MENTATLAB_HOME") or home_folder.default_home()).expanduser()
     named = [Path(p).expanduser() for p in _split(environ.get("MENTATLAB_AGENTS"), os.pathsep)]
     return Settings(
         home=place.absolute(),
@@ -68,6 +84,7 @@ def read_settings(
         origins=frozenset(_split(environ.get("MENTATLAB_ORIGINS"), ",")),
         rate=_number(environ, "MENTATLAB_RATE", 200),
         burst=_number(environ, "MENTATLAB_BURST", 400),
+        environment=dict(environ),
     )
 
 
@@ -129,3 +146,109 @@ def _cannot_bind(settings: Settings, error: OSError) -> Conflict | Invalid:
         f"cannot listen on {where}: {error.strerror}",
         hint="choose another --host or --port",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """The rooms, open. `asgi` is the gateway; `key` the home's own key."""
+
+    settings: Settings
+    key: str
+    services: Services
+    asgi: FastAPI
+
+    @property
+    def url(self) -> str:
+        return self.settings.url
+
+
+@contextlib.asynccontextmanager
+async def build(settings: Settings) -> AsyncGenerator[App]:
+    """Opens the rooms of a home that the caller has locked; closes them in reverse.
+
+    `Invalid(KEYS_REQUIRED)` when it would answer the network without keys.
+    """
+    key, place = home_folder.home_key(settings.home), settings.home
+    secret = token_secret(key)
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(Database(place / "runs.db", SCHEMA))
+        keys = KeyStore(database)
+        await _check_keys(settings, keys)
+        storage = await stack.enter_async_context(open_local(place / "blobs", place / "catalog.db"))
+        hub = await open_hub(place / "streams.db")
+        stack.push_async_callback(hub.aclose)
+        agents = AgentRegistry(settings.agent_dirs, database)
+        await agents.load()
+        runner = LocalRunner()
+        stack.push_async_callback(runner.aclose)
+        engine = Engine(
+            store=SqliteRunStore(database),
+            hub=hub,
+            storage=storage,
+            runner=runner,
+            registry=agents,
+            scratch=place / "scratch",
+            environment=settings.environment,
+            secret=secret,
+            url=settings.url,
+        )
+        await stack.enter_async_context(engine)
+        services = Services(
+            engine=engine,
+            agents=agents,
+            flows=FlowStore(database),
+            keys=keys,
+            storage=storage,
+            hub=hub,
+            manifests=place / "agents",
+        )
+        asgi = create_gateway(
+            services,
+            _rules(settings, key, secret),
+            multimodal=settings.multimodal,
+            streaming=settings.streaming,
+        )
+        yield App(settings=settings, key=key, services=services, asgi=asgi)
+
+
+def _rules(settings: Settings, key: str, secret: bytes) -> Rules:
+    return Rules(
+        loopback=is_loopback(settings.host),
+        home_key=key,
+        token_secret=secret,
+        hosts=settings.hosts,
+        origins=settings.origins,
+        rate=settings.rate,
+        burst=settings.burst,
+    )
+
+
+async def _check_keys(settings: Settings, keys: KeyStore) -> None:
+    if is_loopback(settings.host) or await keys.list():
+        return
+    raise Invalid(
+        Code.KEYS_REQUIRED,
+        f"on {settings.host} anybody could call this server, and there are no keys",
+        hint="`mentatlab keys add --name me` makes one; or stay on 127.0.0.1",
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncGenerator[App]:
+    """The whole server, answering: lock, port, rooms, gateway, `server.json`.
+
+    `Conflict(HOME_IN_USE | PORT_IN_USE)`, `Invalid(KEYS_REQUIRED | BAD_SETTING)`.
+    On exit streams are drained, runs are left for the next start, agents are ended.
+    """
+    with home_folder.locked(settings.home), contextlib.closing(bind(settings)) as listener:
+        port: int = listener.getsockname()[1]
+        settings = replace(settings, port=port)
+        async with (
+            build(settings) as app,
+            serving(app.asgi, listener, drain=app.services.hub.drain),
+        ):
+            info = home_folder.ServerInfo(
+                pid=os.getpid(), host=settings.host, port=port, url=settings.url
+            )
+            with home_folder.announced(settings.home, info):
+                yield app

@@ -23,6 +23,10 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     url: str
 
 
+def default_home() -> Path:
+    return Path.home() / ".mentatlab"
+
+
 @contextlib.contextmanager
 def locked(home: Path) -> Generator[None]:
     """Be the one server of this home; `Conflict(HOME_IN_USE)` when another process is."""

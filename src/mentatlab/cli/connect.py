@@ -1,7 +1,6 @@
-"""Where a command finds its server: told, or the home's running one, or one of its own for the moment."""
+"""Where a command finds its server: told, the home's running one, or one of its own meanwhile."""
 
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +65,7 @@ async def connected(target: Target) -> AsyncGenerator[AsyncClient]:
 async def _find(target: Target, stack: contextlib.AsyncExitStack) -> tuple[str, str | None]:
     if target.server:
         return target.server, target.key
-    place = target.home or Path(os.environ.get("MENTATLAB_HOME") or "~/.mentatlab").expanduser()
+    place = target.home or home.default_home()
     if info := home.running_server(place):
         return info.url, target.key or home.home_key(place)
     from mentatlab import app  # heavy, and not needed to talk to a server

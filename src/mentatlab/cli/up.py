@@ -39,7 +39,8 @@ async def up(
     """Start the server: gateway, engine, streams and storage in one process.
 
     Environment: MENTATLAB_HOME, _HOST, _PORT, _AGENTS (folders), _HOSTS, _ORIGINS, _RATE, _BURST,
-    ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM or Ctrl-C; unfinished runs go on at the next start.
+    ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM or Ctrl-C; unfinished runs go on at the
+    next start.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

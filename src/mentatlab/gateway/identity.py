@@ -5,7 +5,7 @@ and guard themselves with `Depends(requires("run"))`. A capability token (a stre
 attempt's) is a caller without scopes that carries `claims`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import msgspec
@@ -35,6 +35,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 ANONYMOUS = Caller()
 LOOPBACK_USER = Caller(scopes=USER_SCOPES, name="loopback")
+
+
+def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
+    """The scopes among stored names; those of another version are left out."""
+    return frozenset(scope for scope in ALL_SCOPES if scope in set(names))
 
 
 def caller(connection: HTTPConnection) -> Caller:

@@ -10,7 +10,7 @@ from mentatlab.gateway.identity import Caller, requires
 from mentatlab.gateway.limits import MAX_JSON_BYTES
 from mentatlab.gateway.models import KeyBody
 from mentatlab.protocol.errors import Code, NotFound
-from mentatlab.runs import Key, KeyStore
+from mentatlab.runs.key_store import Key, KeyStore
 
 Admin = Annotated[Caller, Depends(requires("admin"))]
 

@@ -39,9 +39,16 @@ class RunBody(_Body):
 
 
 class AgentBody(_Body):
-    """A manifest folder of this server's machine."""
+    """A manifest folder of this server's machine, or a manifest with a `command`."""
 
-    directory: str
+    directory: str | None = None
+    manifest: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "AgentBody":
+        if (self.directory is None) == (self.manifest is None):
+            raise ValueError("give exactly one of `directory` and `manifest`")
+        return self
 
 
 class KeyBody(_Body):

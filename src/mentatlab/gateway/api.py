@@ -1,0 +1,128 @@
+"""The gateway: routers of all rooms behind one admission, as one ASGI application."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
+
+import mentatlab
+from mentatlab.gateway.admission import Admission, KeyLookup, Rules
+from mentatlab.gateway.agents_routes import agents_router
+from mentatlab.gateway.flows_routes import flows_router
+from mentatlab.gateway.identity import Caller, Scope, authorise, caller, scopes_of
+from mentatlab.gateway.keys_routes import keys_router
+from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
+from mentatlab.gateway.run_events import run_events_router
+from mentatlab.gateway.runs_routes import runs_router
+from mentatlab.gateway.storage_routes import storage_router
+from mentatlab.gateway.stream_routes import stream_router
+from mentatlab.gateway.system_routes import system_router
+from mentatlab.protocol.errors import Code, Forbidden
+from mentatlab.runs.engine import Engine
+from mentatlab.runs.flow_store import FlowStore
+from mentatlab.runs.key_store import KeyStore
+from mentatlab.runs.registry import AgentRegistry
+from mentatlab.storage import StorageManager
+from mentatlab.streams import StreamingConnectionManager
+
+DESCRIPTION = (
+    "Flows of multimodal agents: submit runs, follow streams, store media. "
+    "Errors are RFC 9457 problem documents."
+)
+LOOPBACK_ORIGIN = r"https?://(localhost|127(\.\d+){3}|\[::1\])(:\d+)?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the gateway speaks for. `manifests`: a folder for manifests that come as documents."""
+
+    engine: Engine
+    agents: AgentRegistry
+    flows: FlowStore
+    keys: KeyStore
+    storage: StorageManager
+    hub: StreamingConnectionManager
+    manifests: Path
+
+
+def create_gateway(
+    services: Services, rules: Rules, *, multimodal: bool = True, streaming: bool = True
+) -> FastAPI:
+    """`multimodal`, `streaming`: the feature flags; off = refused with FEATURE_DISABLED."""
+    app = FastAPI(
+        title="MentatLab",
+        version=mentatlab.__version__,
+        description=DESCRIPTION,
+        docs_url=None,  # the stock page loads its scripts from elsewhere; ours is in system_routes
+        redoc_url=None,
+        responses={"default": _problem_answer()},
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    install(app)
+    for router in _routers(services, multimodal):
+        app.include_router(router)
+    app.include_router(
+        stream_router(services.hub, rules.token_secret),
+        dependencies=[] if streaming else [Depends(_streaming_is_off)],
+    )
+    app.add_middleware(Admission, rules=rules, keys=_lookup(services.keys))
+    app.add_middleware(
+        CORSMiddleware,  # outside: a preflight carries no credential
+        allow_origins=sorted(rules.origins),
+        allow_origin_regex=LOOPBACK_ORIGIN,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["Location", "Retry-After", "ETag", "Content-Range"],
+    )
+    return app
+
+
+def _routers(services: Services, multimodal: bool) -> list[APIRouter]:
+    return [
+        agents_router(services.agents, manifests=services.manifests),
+        flows_router(services.flows, services.agents),
+        runs_router(services.engine, services.flows, services.agents, multimodal=multimodal),
+        run_events_router(services.engine, services.hub),
+        storage_router(services.storage, storage_workspace),
+        keys_router(services.keys),
+        system_router(services.agents, services.hub),
+    ]
+
+
+def _problem_answer() -> dict[str, Any]:
+    return {
+        "description": "An error",
+        "model": ProblemDetails,
+        "content": {MEDIA_TYPE: {}},
+    }
+
+
+def _lookup(keys: KeyStore) -> KeyLookup:
+    async def lookup(presented: str) -> Caller | None:
+        key = await keys.verify(presented)
+        if key is None:
+            return None
+        return Caller(workspace=key.workspace, scopes=scopes_of(key.scopes), name=key.id)
+
+    return lookup
+
+
+def storage_workspace(request: Request) -> str:
+    """Whose blobs a storage call is about; an attempt's token may upload into its workspace."""
+    who = caller(request)
+    if request.method == "POST" and who.claims and "put" in who.claims.capabilities:
+        return who.workspace
+    needed: Scope = "read" if request.method in ("GET", "HEAD") else "publish"
+    authorise(who, needed)
+    return who.workspace
+
+
+def _streaming_is_off(_: HTTPConnection) -> None:
+    raise Forbidden(
+        Code.FEATURE_DISABLED,
+        "streaming is switched off on this server",
+        hint="start it without ENABLE_STREAMING=false",
+    )

@@ -1,0 +1,84 @@
+"""Probes, metrics and the page that shows the API."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, PlainTextResponse
+
+import mentatlab
+from mentatlab.gateway.identity import Caller, requires
+from mentatlab.protocol.errors import Code, Unavailable
+from mentatlab.runs.registry import AgentRegistry
+from mentatlab.streams import StreamingConnectionManager
+
+Reader = Annotated[Caller, Depends(requires("read"))]
+DOCS = Path(__file__).with_name("docs.html")
+DOCS_POLICY = (
+    "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+class Health(BaseModel):
+    status: str
+    version: str
+
+
+def system_router(agents: AgentRegistry, hub: StreamingConnectionManager) -> APIRouter:
+    router = APIRouter(tags=["server"])
+    started = time.time()
+
+    @router.get("/healthz", summary="The process answers")
+    async def healthz() -> Health:
+        return Health(status="ok", version=mentatlab.__version__)
+
+    @router.get("/readyz", summary="It takes work; 503 while it stops")
+    async def readyz() -> Health:
+        if hub.draining.is_set():
+            raise Unavailable(Code.UNAVAILABLE, "the server is stopping")
+        return Health(status="ready", version=mentatlab.__version__)
+
+    @router.get("/metrics", summary="Gauges for Prometheus", response_class=PlainTextResponse)
+    async def metrics(_: Reader) -> PlainTextResponse:
+        lines = prometheus(
+            [
+                ("start_time_seconds", "When this process began to serve.", [("", started)]),
+                ("agents", "Agents that flows may name.", [("", len(agents.list()))]),
+                *_streams(hub),
+            ]
+        )
+        return PlainTextResponse(lines, media_type="text/plain; version=0.0.4")
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        headers = {"Content-Security-Policy": DOCS_POLICY}
+        return HTMLResponse(DOCS.read_text(), headers=headers)
+
+    return router
+
+
+Gauge = tuple[str, str, list[tuple[str, float]]]
+"""Name without prefix, help, and (labels, value) pairs."""
+
+
+def _streams(hub: StreamingConnectionManager) -> list[Gauge]:
+    now = hub.statistics()
+    open_ = [(f'{{durability="{kind}"}}', float(count)) for kind, count in now.open.items()]
+    return [
+        ("streams_open", "Streams without their last record.", open_),
+        ("stream_subscriptions", "Readers of streams.", [("", now.subscriptions)]),
+        ("stream_held_bytes", "Bytes read for subscribers, not yet sent.", [("", now.held_bytes)]),
+    ]
+
+
+def prometheus(gauges: Iterable[Gauge]) -> str:
+    """Text format 0.0.4."""
+    return "".join(
+        f"# HELP mentatlab_{name} {text}\n# TYPE mentatlab_{name} gauge\n"
+        + "".join(f"mentatlab_{name}{labels} {value!r}\n" for labels, value in values)
+        for name, text, values in gauges
+    )
