@@ -36,6 +36,7 @@ class FormUpload:
         self._headers: dict[str, bytes] = {}
         self._name, self._value = b"", b""
         self._field = ""
+        self._fields_seen = 0
         self._data = bytearray()
         self._pieces: list[bytes] = []
         try:
@@ -99,7 +100,7 @@ class FormUpload:
         self._name, self._value = b"", b""
 
     def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition", b"").decode())
+        _, options = parse_options_header(self._headers.get("content-disposition", b""))
         self._in_file = b"filename" in options
         if self._in_file:
             self._begin_file(options[b"filename"])
@@ -119,7 +120,8 @@ class FormUpload:
                 f"the field {name!r} stands after the file",
                 "put fields before the file, or into the query string",
             )
-        if len(self.fields) >= _MAX_FIELDS:
+        self._fields_seen += 1
+        if self._fields_seen > _MAX_FIELDS:
             raise _bad(f"the form has more than {_MAX_FIELDS} fields")
         self._field = name
 
