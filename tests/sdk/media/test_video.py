@@ -207,6 +207,20 @@ def test_time_is_limited_while_decoding_too(write_video: Write) -> None:
     assert refusal(path, Limits(max_duration_s=0.5)).code == Code.MEDIA_TOO_LONG
 
 
+def test_a_size_that_changes_in_mid_stream(
+    write_video: Write, noise_scenes: Callable[..., list[object]]
+) -> None:
+    small = write_video("a.ts", codec="mpeg2video", pictures=noise_scenes(25))
+    large = write_video(
+        "b.ts", codec="mpeg2video", pictures=noise_scenes(25, width=320, height=192)
+    )
+    small.write_bytes(small.read_bytes() + large.read_bytes())
+    frames, scaler = read(small), Scaler()
+    assert {scaler.picture(f).size for f in frames} == {(160, 96), (320, 192)}
+    assert {scaler.planes(f).shape for f in frames} == {(54, 64)}
+    assert refusal(small, Limits(max_width=160, max_height=96)).code == Code.MEDIA_TOO_LARGE
+
+
 def test_an_upright_clip_of_the_largest_size_is_within_limits(write_video: Write) -> None:
     tall = [np.zeros((160, 96, 3), np.uint8)] * 2
     limits = Limits(max_width=160, max_height=96)
