@@ -582,7 +582,7 @@ async def test_a_hundred_subscribers_get_the_same(client: Client) -> None:
 async def test_a_slow_reader_costs_one_batch_and_is_cut(client: Client) -> None:
     stream_id = (await client.init(durability="memory"))["stream_id"]
     body = "x" * 60_000
-    async with client.ws(stream_id, "?from=start", max_queue=1) as slow:
+    async with client.ws(stream_id, "?from=start", max_queue=1, close_timeout=0.1) as slow:
         for _ in range(40):  # 12 MB in all: far more than sockets hold
             session_drafts = [data_draft(body) for _ in range(5)]
             await client.hub.publish(stream_id, session_drafts)

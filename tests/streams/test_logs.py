@@ -1,0 +1,99 @@
+"""Both logs keep the contract; what is special to each."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mentatlab.protocol.errors import Code, Conflict, OutOfSpace
+from mentatlab.protocol.records import Producer, data_draft, end_draft, start_draft
+from mentatlab.sqlite import Database
+from mentatlab.streams import MemoryStreamLog, SqliteStreamLog, StreamLog
+from mentatlab.streams.routed import RoutedLog
+from mentatlab.streams.sqlite import SCHEMA
+from mentatlab.testing.stream_log_contract import NOW, StreamLogContract, append, lane, opened
+
+
+async def sqlite_log(path: Path) -> SqliteStreamLog:
+    return SqliteStreamLog(await Database(path, SCHEMA).open())
+
+
+class TestMemory(StreamLogContract):
+    @pytest.fixture
+    async def log(self) -> AsyncIterator[StreamLog]:
+        log = MemoryStreamLog()
+        yield log
+        await log.aclose()
+
+    async def test_ended_runs_make_room_and_open_ones_do_not(self) -> None:
+        log = MemoryStreamLog(max_bytes=3000)
+        done = await opened(log, lane(run_id="rn_1", durability="memory"))
+        await append(log, done, data_draft("x" * 1000), end_draft("complete", chunks=0))
+        live = await opened(log, lane(run_id="rn_2", durability="memory"))
+        await append(log, live, data_draft("x" * 1000))
+        assert done not in log
+        with pytest.raises(OutOfSpace) as caught:
+            await append(log, live, data_draft("x" * 2000))
+        assert caught.value.code is Code.STREAM_BUFFER_EXCEEDED
+        assert (await log.get(live)).head == 2
+
+
+class TestSqlite(StreamLogContract):
+    @pytest.fixture
+    async def log(self, tmp_path: Path) -> AsyncIterator[StreamLog]:
+        log = await sqlite_log(tmp_path / "streams.db")
+        yield log
+        await log.aclose()
+
+    async def test_everything_is_there_after_a_restart(self, tmp_path: Path) -> None:
+        path, producer = tmp_path / "again.db", Producer(id="p", epoch=1, seq=1)
+        log = await sqlite_log(path)
+        stream_id = await opened(log)
+        await append(log, stream_id, data_draft(1), producer=producer)
+        before = (await log.get(stream_id), await log.read(stream_id, 0), await log.run("rn_1"))
+        await log.aclose()
+        log = await sqlite_log(path)
+        try:
+            after = (await log.get(stream_id), await log.read(stream_id, 0), await log.run("rn_1"))
+            assert after == before
+            assert (await append(log, stream_id, data_draft(1), producer=producer)).duplicate
+        finally:
+            await log.aclose()
+
+
+class TestRouted(StreamLogContract):
+    @pytest.fixture
+    async def log(self, tmp_path: Path) -> AsyncIterator[StreamLog]:
+        log = RoutedLog(await sqlite_log(tmp_path / "streams.db"), MemoryStreamLog(epoch=7))
+        yield log
+        await log.aclose()
+
+    async def test_memory_lanes_end_with_the_process(self, tmp_path: Path) -> None:
+        path = tmp_path / "again.db"
+        log = RoutedLog(await sqlite_log(path), MemoryStreamLog(epoch=7))
+        kept = await opened(log, lane("a"))
+        gone = await opened(log, lane("b", durability="memory"))
+        assert ((await log.get(kept)).epoch, (await log.get(gone)).epoch) == (1, 7)
+        await log.aclose()
+        log = RoutedLog(await sqlite_log(path), MemoryStreamLog(epoch=8))
+        try:
+            assert [each.stream_id for each in await log.lanes("rn_1")] == [kept]
+        finally:
+            await log.aclose()
+
+    async def test_a_run_with_memory_lanes_only_has_an_empty_order(self, tmp_path: Path) -> None:
+        log = RoutedLog(await sqlite_log(tmp_path / "one.db"), MemoryStreamLog(epoch=7))
+        try:
+            await opened(log, lane(durability="memory"))
+            assert ((await log.run("rn_1")).epoch, (await log.run("rn_1")).head) == (1, 0)
+            assert await log.read_run("rn_1", 0) == []
+        finally:
+            await log.aclose()
+
+
+async def test_a_start_with_an_identity_is_no_free_repeat() -> None:
+    log = MemoryStreamLog()
+    stream_id = await opened(log)
+    producer = Producer(id="p", epoch=0, seq=1)
+    with pytest.raises(Conflict):
+        await log.append(stream_id, [start_draft()], now=NOW, producer=producer)
