@@ -1,0 +1,431 @@
+"""A program's side of HTTP and server-sent events (extra `client`).
+
+    async with AsyncClient("http://127.0.0.1:7070") as client:
+        photo = await client.upload(Path("cat.jpg"))
+        run = await client.submit(flow, {"photo": photo["reference"]})
+        async for event in client.events(run["run_id"]):
+            print(event["type"])
+        print(await client.outputs(run["run_id"]))
+
+Answers are the JSON of the API as dicts; error answers are raised as the `MentatError`s they were.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Mapping,
+    Sequence,
+)
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+
+from mentatlab.protocol.errors import Code, RateLimited, Unavailable
+from mentatlab.protocol.media import ref_id_of
+from mentatlab.protocol.records import Producer, RecordType, StreamChunk
+from mentatlab.sdk.answers import error_of
+from mentatlab.sdk.following import Follower, Gap, Reset, StreamFailed, TruncatedStream
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["AsyncClient", "Gap", "Reset", "StreamFailed", "TruncatedStream"]
+
+BLOCK = 1 << 20
+_TIMEOUT_S = 30.0
+_SILENCE_S = 45.0  # three missed marks
+_TRIES = 8
+_CONTROL = ("message", "hello", "mark", "gap")  # no progress
+_BASE_S, _CAP_S = 0.25, 8.0
+
+Progress = Callable[[int, int | None], None]
+"""Bytes sent so far, and in all (None when unknown)."""
+
+Answer = dict[str, Any]
+
+
+class _Event(NamedTuple):
+    name: str
+    id: str
+    data: str
+
+
+class AsyncClient:
+    """One server. `key` is an API key or a stream token; use as a context manager, or `aclose()`.
+
+    `Unavailable(SERVER_UNREACHABLE)` when nobody answers. `transport` is for servers in process.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        key: str | None = None,
+        *,
+        transport: "httpx2.AsyncBaseTransport | None" = None,
+    ) -> None:
+        import httpx2  # 100 ms that agents never need
+
+        self._failures = httpx2.TransportError
+        self._source = httpx2.EventSource
+        self._base_url = base_url.rstrip("/")
+        self._http = httpx2.AsyncClient(
+            base_url=self._base_url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(_TIMEOUT_S),
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    # ------------------------------------------------------------------ server, agents, keys
+
+    async def health(self) -> Answer:
+        return await self._call("GET", "/healthz")
+
+    async def agents(self) -> Answer:
+        """`{"agents": […], "broken": […]}`."""
+        return await self._call("GET", "/api/v1/agents")
+
+    async def agent(self, agent_id: str) -> Answer:
+        """One agent by `id` or `id:version`."""
+        return await self._call("GET", f"/api/v1/agents/{_part(agent_id)}")
+
+    async def add_agent(self, directory: Path | str) -> Answer:
+        """Register a manifest folder of the server's machine; needs an admin key."""
+        body = {"directory": await asyncio.to_thread(_absolute, directory)}
+        return await self._call("POST", "/api/v1/agents", json=body)
+
+    async def keys(self) -> list[Answer]:
+        return (await self._call("GET", "/api/v1/keys"))["keys"]
+
+    async def add_key(
+        self,
+        *,
+        name: str = "",
+        workspace: str = "default",
+        scopes: Sequence[str] = ("read", "run", "publish"),
+    ) -> Answer:
+        """The answer's `key` is shown this once."""
+        body = {"name": name, "workspace": workspace, "scopes": list(scopes)}
+        return await self._call("POST", "/api/v1/keys", json=body)
+
+    async def revoke_key(self, key_id: str) -> None:
+        await self._call("DELETE", f"/api/v1/keys/{_part(key_id)}")
+
+    # ------------------------------------------------------------------ flows and runs
+
+    async def validate(self, flow: Answer | str) -> Answer:
+        """`{"valid": …, "problems": […]}`; a flow is a document, or the text of a `.mlab` file."""
+        return await self._call("POST", "/api/v1/flows/validate", json={"flow": flow})
+
+    async def plan(self, flow: Answer | str) -> Answer:
+        return await self._call("POST", "/api/v1/flows/plan", json={"flow": flow})
+
+    async def submit(
+        self,
+        flow: Answer | str,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Answer:
+        """Start a run of a flow document. With an idempotency key, the same call is the same run."""
+        body = {"flow": flow, "inputs": dict(inputs or {}), "idempotency_key": idempotency_key}
+        return await self._call("POST", "/api/v1/runs", json=body)
+
+    async def submit_stored(
+        self,
+        flow_id: str,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Answer:
+        """Start a run of a flow that the server has stored."""
+        body = {
+            "flow_id": flow_id,
+            "inputs": dict(inputs or {}),
+            "idempotency_key": idempotency_key,
+        }
+        return await self._call("POST", "/api/v1/runs", json=body)
+
+    async def run(self, run_id: str) -> Answer:
+        return await self._call("GET", f"/api/v1/runs/{_part(run_id)}")
+
+    async def runs(
+        self, *, state: str | None = None, limit: int = 50, before: str | None = None
+    ) -> Answer:
+        """`{"runs": […], "next": …}`, newest first; `next` is the `before` of the next page."""
+        query = {"state": state, "limit": limit, "before": before}
+        return await self._call("GET", "/api/v1/runs", params=_given(query))
+
+    async def cancel(self, run_id: str) -> Answer:
+        return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/cancel")
+
+    async def outputs(self, run_id: str) -> Answer:
+        """`{"run_id", "state", "outputs"}`."""
+        return await self._call("GET", f"/api/v1/runs/{_part(run_id)}/outputs")
+
+    async def logs(self, run_id: str, node_id: str) -> list[Answer]:
+        path = f"/api/v1/runs/{_part(run_id)}/nodes/{_part(node_id)}/logs"
+        return (await self._call("GET", path))["logs"]
+
+    async def events(self, run_id: str, *, after: int = 0) -> AsyncGenerator[Answer]:
+        """Every event of a run with `seq` > `after`, each once, until the run is over."""
+        path = f"/api/v1/runs/{_part(run_id)}/events?after={after}"
+        async with contextlib.aclosing(self._follow(path)) as found:
+            async for event in found:
+                if event.data:
+                    yield msgspec.json.decode(event.data)
+
+    # ------------------------------------------------------------------ storage
+
+    async def upload(
+        self,
+        source: Path | bytes | AsyncIterable[bytes],
+        *,
+        filename: str | None = None,
+        mime_type: str | None = None,
+        type_: Literal["audio", "image", "video", "binary"] | None = None,
+        progress: Progress | None = None,
+    ) -> Answer:
+        """Store bytes or a file, streamed; `{"ref", "metadata", "reference"}`.
+
+        `type_` is the pin's type, when it must be of that family.
+        """
+        size = await asyncio.to_thread(_size, source)
+        name = filename or (source.name if isinstance(source, Path) else None)
+        headers = {"Content-Type": mime_type or "application/octet-stream"}
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        return await self._call(
+            "POST",
+            "/api/v1/storage/upload",
+            params=_given({"filename": name, "type": type_}),
+            headers=headers,
+            content=_blocks(source, size, progress),
+            timeout=None,
+        )
+
+    async def download(self, ref: object) -> AsyncGenerator[bytes]:
+        """The bytes of a medium; `ref` is an id, a `mentat://` URL or a reference."""
+        with self._reaching():
+            async with self._http.stream("GET", _blob_path(ref), follow_redirects=True) as answer:
+                await self._check(answer)
+                async for block in answer.aiter_bytes(BLOCK):
+                    yield block
+
+    async def download_to(self, ref: object, destination: Path) -> Path:
+        """Into a file, which appears when it is whole."""
+        part = destination.with_name(destination.name + ".part")
+        with await asyncio.to_thread(part.open, "wb") as file:
+            async for block in self.download(ref):
+                await asyncio.to_thread(file.write, block)
+        return await asyncio.to_thread(part.replace, destination)
+
+    async def blobs(self, *, limit: int = 50, before: str | None = None) -> Answer:
+        """`{"items": […], "next": …}`, newest first."""
+        query = _given({"limit": limit, "before": before})
+        return await self._call("GET", "/api/v1/storage", params=query)
+
+    async def delete_blob(self, ref: object) -> None:
+        await self._call("DELETE", _blob_path(ref))
+
+    # ------------------------------------------------------------------ streams
+
+    async def open_stream(self, agent_id: str, pin_name: str, **options: Any) -> Answer:
+        """A stream of one's own (`mime_type`, `durability`, …); the answer has id, URLs, tokens."""
+        body = {"agent_id": agent_id, "pin_name": pin_name, **options}
+        return await self._call("POST", "/api/v1/streams/init", json=body)
+
+    async def publish(
+        self,
+        stream_id: str,
+        values: Sequence[Any] = (),
+        *,
+        end: bool = False,
+        producer: Producer | None = None,
+    ) -> Answer:
+        """Append JSON values, all or none, and the end of the stream when `end`.
+
+        With a `producer` (its `seq` is that of the first value) a call that got no answer is
+        repeated, and nothing is appended twice.
+        """
+        records: list[Answer] = [{"type": RecordType.DATA, "payload": {"data": v}} for v in values]
+        if end:
+            records.append({"type": RecordType.END, "payload": {"reason": "complete"}})
+        body: Answer = {"records": records}
+        if producer is not None:
+            body["producer"] = msgspec.to_builtins(producer)
+        path = f"/api/v1/streams/{_part(stream_id)}/records"
+        tries = _TRIES if producer is not None else 0
+        for failures in range(tries):
+            with contextlib.suppress(Unavailable, RateLimited):
+                return await self._call("POST", path, json=body)
+            await _pause(failures)
+        return await self._call("POST", path, json=body)
+
+    async def stream(
+        self, stream_id: str, from_: str | int = "start"
+    ) -> AsyncGenerator[StreamChunk | Reset | Gap]:
+        """The data records of a stream, over any number of reconnects, none lost and none twice.
+
+        `from_`: `start`, `latest`, a sequence (inclusive) or a cursor (exclusive). Ends normally
+        only after a complete end whose count is right; else `TruncatedStream` or `StreamFailed`.
+        `Reset(k)` says that of what was delivered the records after k are void. A run id gives the
+        records of all its streams, until the run is over.
+        """
+        path = f"/api/v1/streams/{_part(stream_id)}/sse?from={quote(str(from_), safe='')}"
+        followers: dict[str, Follower] = {}
+        async with contextlib.aclosing(self._follow(path)) as found:
+            async for event in found:
+                if event.name == "gap":
+                    gap = msgspec.json.decode(event.data)
+                    yield Gap(gap["reason"], gap["next"])
+                if not event.name.startswith("stream_"):
+                    continue
+                record = msgspec.json.decode(event.data, type=StreamChunk)
+                whole = from_ == "start" and record.stream_id == stream_id
+                follower = followers.setdefault(record.stream_id, Follower(whole=whole))
+                if (told := follower.feed(record)) is not None:
+                    yield told
+                if record.terminal and record.stream_id == stream_id:
+                    return
+        if stream_id in followers:
+            raise TruncatedStream("the server has no more, and the end did not come")
+
+    # ------------------------------------------------------------------ how it is done
+
+    async def _call(self, method: str, path: str, **more: Any) -> Any:
+        with self._reaching():
+            answer = await self._http.request(method, path, **more)
+        await self._check(answer)
+        return msgspec.json.decode(answer.content) if answer.content else None
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Generator[None]:
+        try:
+            yield
+        except self._failures as error:
+            raise Unavailable(
+                Code.SERVER_UNREACHABLE,
+                f"{self._base_url} does not answer: {error or type(error).__name__}",
+                hint="is `mentatlab up` running there?",
+            ) from error
+
+    @staticmethod
+    async def _check(answer: "httpx2.Response") -> None:
+        if answer.status_code >= 400:
+            body = await answer.aread()
+            raise error_of(answer.status_code, body, retry_after=answer.headers.get("Retry-After"))
+
+    async def _follow(self, path: str) -> AsyncGenerator[_Event]:
+        """Events of an SSE address until the server says 204; resumed by the last id, with jitter."""
+        last_id, failures = "", 0
+        while True:
+            try:
+                async with contextlib.aclosing(self._connect(path, last_id)) as events:
+                    async for event in events:
+                        last_id = event.id or last_id
+                        failures = failures if event.name in _CONTROL else 0
+                        yield event
+            except _OverError:
+                return
+            except (Unavailable, RateLimited):
+                if failures >= _TRIES:
+                    raise
+            if failures >= _TRIES:
+                return
+            await _pause(failures)
+            failures += 1
+
+    async def _connect(self, path: str, last_id: str) -> AsyncGenerator[_Event]:
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        with self._reaching():
+            async with self._http.stream(
+                "GET", path, headers=headers, timeout=_SILENCE_S
+            ) as answer:
+                await self._check(answer)
+                if answer.status_code == 204:
+                    raise _OverError
+                async for event in self._source(answer):
+                    yield _Event(event.event, event.id, event.data)
+
+
+class _OverError(Exception):
+    """The server has nothing more to send, ever."""
+
+
+async def _pause(failures: int) -> None:
+    """Full jitter; none before the first retry but a moment."""
+    await asyncio.sleep(random.uniform(0, min(_CAP_S, _BASE_S * 2**failures)))
+
+
+def _absolute(path: Path | str) -> str:
+    return str(Path(path).absolute())
+
+
+def _part(text: str) -> str:
+    return quote(text, safe=":")
+
+
+def _blob_path(ref: object) -> str:
+    return f"/api/v1/storage/{ref_id_of(ref)}"
+
+
+def _given(query: Answer) -> Answer:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _size(source: object) -> int | None:
+    match source:
+        case Path():
+            return source.stat().st_size
+        case bytes():
+            return len(source)
+        case _:
+            return None
+
+
+async def _blocks(
+    source: Path | bytes | AsyncIterable[bytes], size: int | None, progress: Progress | None
+) -> AsyncIterator[bytes]:
+    sent = 0
+    async for block in _read(source):
+        yield block
+        sent += len(block)
+        if progress:
+            progress(sent, size)
+
+
+async def _read(source: Path | bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    match source:
+        case Path():
+            with await asyncio.to_thread(source.open, "rb") as file:
+                while block := await asyncio.to_thread(file.read, BLOCK):
+                    yield block
+        case bytes():
+            for start in range(0, len(source), BLOCK):
+                yield source[start : start + BLOCK]
+        case _:
+            async for block in source:
+                yield block
