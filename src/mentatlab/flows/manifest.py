@@ -48,7 +48,7 @@ _SEMVER = (
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def _quantity(value: object) -> object:
+def _cores(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be a number or a text")  # noqa: TRY004 (pydantic collects ValueError)
     if isinstance(value, str):
@@ -234,12 +234,12 @@ class Execution(Model):
 
 
 class ResourceSpec(Model):
-    cpu: Annotated[Any, AfterValidator(_quantity)] = None
-    memory: Size = None
-    gpu: Annotated[Any, AfterValidator(_gpu)] = None
+    cpu: Annotated[Any, AfterValidator(_cores)] | None = None
+    memory: Size | None = None
+    gpu: Annotated[Any, AfterValidator(_gpu)] | None = None
     timeout_seconds: PositiveNumber | None = None
     max_concurrent: Count | None = None
-    scratch: Size = Field(default=None, alias="ephemeralStorage")
+    scratch: Size | None = Field(default=None, alias="ephemeralStorage")
     profiles: list[str] = []
 
 
