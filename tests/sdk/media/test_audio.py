@@ -91,6 +91,17 @@ def test_rechunk_keeps_every_sample(lengths: list[int], size: int) -> None:
     assert np.array_equal(np.concatenate([*blocks, whole[:0]]), whole)
 
 
+def test_tags_that_are_not_utf_8(write_audio: Write) -> None:
+    path = write_audio("a.wav", tone(440, 1))
+    data, tag = path.read_bytes(), b"INFOINAM\x04\0\0\0caf\xe9"
+    size = len(data) - 8 + len(tag) + 8
+    head = b"RIFF" + size.to_bytes(4, "little") + data[8:]
+    path.write_bytes(head + b"LIST" + len(tag).to_bytes(4, "little") + tag)
+    assert len(read(path)[1]) == SAMPLE_RATE
+    path.write_bytes(head[:12] + b"LIST" + len(tag).to_bytes(4, "little") + tag + head[12:])
+    assert len(read(path)[1]) == SAMPLE_RATE
+
+
 def test_a_track_that_starts_late_says_when(tmp_path: Path) -> None:
     path = tmp_path / "late.mkv"
     with av.open(path, "w") as container:

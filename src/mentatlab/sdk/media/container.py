@@ -64,7 +64,7 @@ def open_media(source: Source, limits: Limits, unreadable: Code) -> Generator[In
     }
     location = f"file:{source}" if isinstance(source, str | Path) else source
     try:
-        container = av.open(location, "r", options=options, metadata_errors="replace")
+        container = _open(location, options)
     except FileNotFoundError:
         raise
     except FFmpegError as error:
@@ -81,6 +81,13 @@ def open_media(source: Source, limits: Limits, unreadable: Code) -> Generator[In
                 f"{len(container.streams)} streams are over {limits.max_streams}",
             )
         yield container
+
+
+def _open(location: str | BinaryIO, options: dict[str, str]) -> InputContainer:
+    """Tags in an old 8-bit encoding are no reason to refuse a medium; PyAV 19 always replaces."""
+    if av.__version__ >= "19":
+        return av.open(location, "r", options=options)
+    return av.open(location, "r", options=options, metadata_errors="replace")
 
 
 def _unreadable(code: Code) -> UnsupportedMedia:
