@@ -149,7 +149,7 @@ class AsyncClient:
         *,
         idempotency_key: str | None = None,
     ) -> Answer:
-        """Start a run of a flow document. With an idempotency key, the same call is the same run."""
+        """Start a run of a flow document. The same idempotency key is the same run."""
         body = {"flow": flow, "inputs": dict(inputs or {}), "idempotency_key": idempotency_key}
         return await self._call("POST", "/api/v1/runs", json=body)
 
@@ -339,7 +339,7 @@ class AsyncClient:
             raise error_of(answer.status_code, body, retry_after=answer.headers.get("Retry-After"))
 
     async def _follow(self, path: str) -> AsyncGenerator[_Event]:
-        """Events of an SSE address until the server says 204; resumed by the last id, with jitter."""
+        """Events of an SSE address until the server says 204; resumed by the last id."""
         last_id, failures = "", 0
         while True:
             try:

@@ -31,7 +31,7 @@ class StreamFailed(AgentFailed):
 
 
 class Follower:
-    """Feed records in order. `whole`: reading began at the start, so that the count can be checked."""
+    """Feed records in order. `whole`: reading began at the start, so the count is checked."""
 
     def __init__(self, *, whole: bool) -> None:
         self._whole = whole
