@@ -592,7 +592,7 @@ async def test_a_slow_reader_costs_one_batch_and_is_cut(client: Client) -> None:
             await asyncio.sleep(0.01)
         got = sequences(await received(slow))
     assert got == list(range(1, len(got) + 1))
-    async with client.ws(stream_id, f"?from={len(got) + 1}") as again:
+    async with client.ws(stream_id, f"?from={len(got) + 1}", close_timeout=0.1) as again:
         assert json.loads(await again.recv())["type"] == "stream_start"
         assert json.loads(await again.recv())["sequence"] == len(got) + 1
 
