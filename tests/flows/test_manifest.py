@@ -119,6 +119,16 @@ def test_every_fault_is_told_at_once() -> None:
     ]
 
 
+def test_a_fault_says_how_to_write_it() -> None:
+    with pytest.raises(ValidationFailed) as refused:
+        load_manifest({"version": "1.0", "inputs": [{"name": "a", "type": "text"}]})
+    told = {p.path: (p.message, p.hint) for p in refused.value.problems}
+    assert told["/id"][0] == "'id' is missing"
+    assert told["/version"][0] == "'1.0' does not have the form of 'version'"
+    assert '"0.1.0"' in told["/version"][1]
+    assert "'image'" in told["/inputs/0/type"][0]
+
+
 def test_text_that_is_no_document() -> None:
     with pytest.raises(Invalid) as refused:
         load_manifest("id: [", name="x.yaml")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mentatlab.flows import Flow, Lookup, Plan, compile_plan
+from mentatlab.flows import Flow, Lookup, Plan, check_flow, compile_plan
 from mentatlab.protocol.errors import Code, ValidationFailed
 from mentatlab.protocol.pins import PinType
 
@@ -164,6 +164,39 @@ def test_errors_stop_the_plan_and_warnings_do_not(flow_of: FlowOf, lookup: Looku
     assert refused.value.code == Code.FLOW_INVALID
     assert [p.code for p in refused.value.problems] == [Code.UNKNOWN_AGENT] * 2
     assert len(compile_plan(flow_of({"e": "t.echo", "c": "ui.console"}), lookup).nodes) == 2
+
+
+TYPES = ["t.echo", "t.frames", "t.detect", "t.collectall", "t.listen", "t.store", "t.record"]
+TYPES += ["ui.prompt", "ui.file-upload", "ui.console", "core.once", "core.collect", "core.if"]
+PINS = ["text", "video", "frame", "image", "boxes", "items", "sound", "words", "bytes", "file"]
+NODES = st.fixed_dictionaries(
+    {"type": st.sampled_from(TYPES)},
+    optional={
+        "forEach": st.sampled_from(PINS),
+        "params": st.dictionaries(st.sampled_from(PINS), st.sampled_from([1, "a", "video/*"])),
+        "outputs": st.dictionaries(st.sampled_from(PINS), st.sampled_from([1, "a", [1]])),
+    },
+)
+ENDS = st.builds("{}.{}".format, st.sampled_from("abcdx"), st.sampled_from(PINS))
+
+
+@settings(max_examples=300)
+@given(
+    st.dictionaries(st.sampled_from("abcd"), NODES, min_size=1),
+    st.lists(st.builds("{} > {}".format, ENDS, ENDS), max_size=8),
+)
+def test_every_flow_has_an_error_or_a_plan(
+    flow_of: FlowOf, lookup: Lookup, nodes: dict[str, Any], wires: list[str]
+) -> None:
+    flow = flow_of(nodes, *wires)
+    errors = [p for p in check_flow(flow, lookup) if p.severity == "error"]
+    if errors:
+        with pytest.raises(ValidationFailed):
+            compile_plan(flow, lookup)
+    else:
+        plan = compile_plan(flow, lookup)
+        assert {n.id for n in plan.nodes} <= set(nodes)
+        assert all(e.source in nodes for n in plan.nodes for e in n.inputs)
 
 
 @settings(max_examples=80)

@@ -11,11 +11,12 @@ of values (aliases counted each time) are bounded.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from mentatlab.protocol.errors import Code, Invalid, Problem
 from mentatlab.protocol.values import is_object
@@ -244,9 +245,17 @@ def pointer(*parts: str | int) -> str:
     return "".join("/" + str(p).replace("~", "~0").replace("/", "~1") for p in parts)
 
 
-def problems_of(error: ValidationError, code: Code) -> list[Problem]:
-    """One problem for each thing that does not fit the model."""
+def problems_of(error: ValidationError, code: Code, forms: Mapping[str, str]) -> list[Problem]:
+    """One problem for each thing that does not fit the model. `forms`: field → how to write it."""
     return [
-        Problem(code, pointer(*e["loc"]), e["msg"].removeprefix("Value error, "))
-        for e in error.errors(include_url=False, include_input=False)
+        Problem(code, pointer(*e["loc"]), _message(e), forms.get(str(e["loc"][-1]), ""))
+        for e in error.errors(include_url=False)
     ]
+
+
+def _message(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
+        return f"{str(error['loc'][-1])!r} is missing"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{str(error['input'])[:60]!r} does not have the form of {error['loc'][-1]!r}"
+    return error["msg"].removeprefix("Value error, ")

@@ -97,6 +97,16 @@ class Flow(Model):
     run_config: RunConfig = Field(default=RunConfig(), alias="runConfig")
 
 
+FORMS = {
+    "apiVersion": "write `apiVersion: v1beta1`",
+    "kind": "write `kind: Flow`",
+    "id": "a letter or digit, then letters, digits, `_` and `-`",
+    "meta": "write `meta: {id: my.flow}`",
+    "from": "write `node.pin`",
+    "to": "write `node.pin`",
+}
+
+
 def load_flow(source: str | bytes | Mapping[str, Any], *, name: str = "") -> Flow:
     """A flow from YAML or JSON text, or from a document that was read already.
 
@@ -110,7 +120,7 @@ def load_flow(source: str | bytes | Mapping[str, Any], *, name: str = "") -> Flo
     try:
         return Flow.model_validate(document)
     except ValidationError as error:
-        problems = problems_of(error, Code.FLOW_INVALID)
+        problems = problems_of(error, Code.FLOW_INVALID, FORMS)
         raise ValidationFailed(
             Code.FLOW_INVALID, f"{name or 'the flow'} is not valid", problems
         ) from error

@@ -397,12 +397,23 @@ def pins_of(
                 yield pointer(side, index), pin
 
 
+FORMS = {
+    "id": "letters, digits, `_`, `.` and `-`, such as example.echo",
+    "version": 'a Semantic Version, such as "0.1.0"; quote it',
+    "name": "a letter, then letters, digits, `_` and `-`",
+    "inputs": "a list: `- {name: text, type: string}`",
+    "outputs": "a list: `- {name: text, type: string}`",
+    "command": "a list: `[python, src/main.py]`",
+    "maxSize": 'a size such as "10MB"',
+}
+
+
 def manifest_problems(document: Mapping[str, Any]) -> list[Problem]:
     """What does not fit the model; see `ManifestValidator` for the rules beyond it."""
     try:
         Manifest.model_validate(document)
     except ValidationError as error:
-        return problems_of(error, Code.MANIFEST_INVALID)
+        return problems_of(error, Code.MANIFEST_INVALID, FORMS)
     return []
 
 
@@ -419,5 +430,5 @@ def load_manifest(source: str | bytes | Mapping[str, Any], *, name: str = "") ->
         raise ValidationFailed(
             Code.MANIFEST_INVALID,
             f"{name or 'the manifest'} is not valid",
-            problems_of(error, Code.MANIFEST_INVALID),
+            problems_of(error, Code.MANIFEST_INVALID, FORMS),
         ) from error

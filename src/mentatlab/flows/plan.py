@@ -147,8 +147,7 @@ def _plan_edge(a: Analysis, wire: Wire) -> Iterator[PlanEdge]:
 
 def _plan_node(a: Analysis, resolved: ResolvedNode, edges: list[PlanEdge]) -> PlanNode:
     node = resolved.node
-    if resolved.kind not in ("input", "agent", "output"):
-        raise AssertionError(f"{resolved.kind} nodes are no part of a plan")
+    assert resolved.kind in ("input", "agent", "output"), "compile_plan leaves out the others"
     inputs = tuple(e for e in edges if e.target == node.id)
     return PlanNode(
         id=node.id,
