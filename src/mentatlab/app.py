@@ -27,6 +27,7 @@ from mentatlab.storage import open_local
 from mentatlab.streams import open_hub
 
 DEFAULT_PORT = 7070
+BACKLOG = 2048
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -48,6 +49,7 @@ class Settings:
     streaming: bool = True
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    recover: bool = True  # go on with the runs that a former server left
     environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     rate: float = 200.0  # requests a second and key, 0 = no limit
     burst: float = 400.0
@@ -116,7 +118,7 @@ def _bad_setting(name: str, text: str, hint: str) -> Invalid:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A bound socket, not yet listening; `Conflict(PORT_IN_USE)`, `Invalid(BAD_SETTING)`."""
+    """A listening socket; `Conflict(PORT_IN_USE)`, `Invalid(BAD_SETTING)`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -127,6 +129,7 @@ def bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen(BACKLOG)  # two that bind together: here at the latest one of them learns it
     except OSError as error:
         listener.close()
         raise _cannot_bind(settings, error) from error
@@ -192,7 +195,9 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             secret=secret,
             url=settings.url,
         )
-        await stack.enter_async_context(engine)
+        stack.push_async_callback(engine.aclose)
+        if settings.recover:
+            await engine.start()
         services = Services(
             engine=engine,
             agents=agents,

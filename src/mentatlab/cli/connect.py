@@ -21,6 +21,8 @@ class Target:
     key: str | None = None
     home: Path | None = None
     agent_dirs: tuple[Path, ...] = ()
+    quiet: bool = False  # say nothing of a server that was started for the command
+    recover: bool = False  # a server of our own goes on with the runs that were left
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,15 +64,22 @@ async def connected(target: Target) -> AsyncGenerator[AsyncClient]:
         yield await stack.enter_async_context(AsyncClient(url, key=key))
 
 
+def place_of(target: Target) -> Path:
+    return target.home or home.default_home()
+
+
 async def _find(target: Target, stack: contextlib.AsyncExitStack) -> tuple[str, str | None]:
     if target.server:
         return target.server, target.key
-    place = target.home or home.default_home()
+    place = place_of(target)
     if info := home.running_server(place):
         return info.url, target.key or home.home_key(place)
     from mentatlab import app  # heavy, and not needed to talk to a server
 
     settings = app.read_settings(home=place, host="127.0.0.1", port=0, agent_dirs=target.agent_dirs)
-    note(f"no server runs on {place}; starting one for this command")
-    running = await stack.enter_async_context(app.running(replace(settings, port=0)))
+    if not target.quiet:
+        note(f"no server runs on {place}; starting one for this command")
+    running = await stack.enter_async_context(
+        app.running(replace(settings, recover=target.recover))
+    )
     return running.url, running.key

@@ -1,5 +1,6 @@
 """`mentatlab validate` and `mentatlab plan`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ flow_argument = click.argument(
 def read_flow(path: Path) -> str:
     """The text of a flow; `-` is stdin."""
     if str(path) == "-":
-        return click.get_text_stream("stdin").read()
+        return sys.stdin.read()
     return path.read_text()
 
 

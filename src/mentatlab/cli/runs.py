@@ -1,5 +1,6 @@
 """`mentatlab runs`."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -56,8 +57,7 @@ async def show(*, run_id: str, target: Target) -> None:
 def _describe(run: dict[str, Any], outputs: dict[str, Any]) -> str:
     reason = f" ({run['reason']})" if run["reason"] else ""
     lines = [f"{run['run_id']}  {run['flow_id']}  {run['state']}{reason}"]
-    for node in run["nodes"]:
-        lines.append(f"  {node['state']:<16} {node['id']}{_error(node['error'])}")
+    lines += [f"  {node['state']:<16} {node['id']}{_error(node['error'])}" for node in run["nodes"]]
     lines += [f"  output {name}: {shorten(value)}" for name, value in outputs.items()]
     return "\n".join(lines)
 
@@ -88,7 +88,7 @@ def _compact(value: Any) -> str:
 @asynchronous
 async def watch(*, run_id: str, target: Target) -> None:
     """Show a run's events until it ends. Exit code 1 when it did not succeed."""
-    async with connected(target) as client:
+    async with connected(replace(target, recover=True)) as client:
         async for event in client.events(run_id):
             if wants_json():
                 emit_line(event)
@@ -106,7 +106,7 @@ async def watch(*, run_id: str, target: Target) -> None:
 @asynchronous
 async def cancel(*, run_id: str, target: Target) -> None:
     """End a run early."""
-    async with connected(target) as client:
+    async with connected(replace(target, recover=True)) as client:
         run = await client.cancel(run_id)
     emit(run, lambda: f"{run_id} {run['state']}")
 

@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mentatlab.gateway.identity import ALL_SCOPES, ANONYMOUS, LOOPBACK_USER, Caller
-from mentatlab.gateway.limits import Buckets
-from mentatlab.gateway.problems import response_of, unexpected
+from mentatlab.gateway.limits import MAX_JSON_BYTES, Buckets
+from mentatlab.gateway.problems import response_of, too_large, unexpected
 from mentatlab.protocol import tokens
 from mentatlab.protocol.errors import Code, Forbidden, MentatError, RateLimited, Unauthenticated
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Probes of an orchestrator: no Host check, no credential, no rate."""
+
+STORAGE_PATH = "/api/v1/storage/"
 
 KeyLookup = Callable[[str], Awaitable[Caller | None]]
 """A presented key → its caller, or None when it is not (or no longer) known."""
@@ -108,7 +111,7 @@ class Admission:
 
         try:
             scope.setdefault("state", {})["caller"] = await self._admit(scope)
-            await self._app(scope, receive, watch)
+            await self._app(scope, _bounded(scope, receive), watch)
         except MentatError as error:
             if started:
                 raise
@@ -149,6 +152,29 @@ class Admission:
     def _token_caller(self, token: str) -> Caller:
         claims = tokens.verify(token, self._rules.token_secret, now=time.time())
         return Caller(workspace=claims.workspace, name=f"token:{claims.subject}", claims=claims)
+
+
+def _bounded(scope: Scope, receive: Receive) -> Receive:
+    """`receive` that refuses a body over 8 MiB, before its first byte when its length is announced.
+
+    Storage has limits of its own.
+    """
+    if scope["type"] != "http" or scope["path"].startswith(STORAGE_PATH):
+        return receive
+    announced = Headers(scope=scope).get("content-length", "")
+    if announced.isdecimal() and int(announced) > MAX_JSON_BYTES:
+        raise too_large()
+    total = 0
+
+    async def counted() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > MAX_JSON_BYTES:
+            raise HTTPException(413)  # the framework lets no other exception out of a body
+        return message
+
+    return counted
 
 
 def _bad_credential(message: str) -> Unauthenticated:

@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 
 from mentatlab.flows import load_manifest
 from mentatlab.gateway.identity import Caller, requires
-from mentatlab.gateway.limits import MAX_JSON_BYTES
 from mentatlab.gateway.models import AgentBody
 from mentatlab.gateway.problems import ProblemItem
 from mentatlab.protocol.errors import Code, Invalid, MentatError, ValidationFailed
@@ -52,7 +51,7 @@ class AgentsAnswer(BaseModel):
 
 def agents_router(agents: AgentRegistry, *, manifests: Path) -> APIRouter:
     """`manifests`: where a manifest that was sent as a document gets a folder."""
-    router = APIRouter(prefix="/api/v1/agents", tags=["agents"], max_body_size=MAX_JSON_BYTES)
+    router = APIRouter(prefix="/api/v1/agents", tags=["agents"])
 
     @router.get("", summary="Agents that flows may name")
     async def list_agents(_: Reader) -> AgentsAnswer:

@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from mentatlab.flows import Flow, Lookup, check_flow, compile_plan, load_flow
 from mentatlab.gateway.documents import FLOW_BODY, flow_of, plan_body
 from mentatlab.gateway.identity import Caller, requires
-from mentatlab.gateway.limits import MAX_JSON_BYTES
 from mentatlab.gateway.problems import ProblemItem
 from mentatlab.protocol.errors import Code, Conflict, Problem, ValidationFailed
 from mentatlab.runs.flow_store import FlowStore, StoredFlow
@@ -61,7 +60,7 @@ class PlanAnswer(BaseModel):
 
 
 def flows_router(flows: FlowStore, agents: AgentRegistry) -> APIRouter:
-    router = APIRouter(prefix="/api/v1/flows", tags=["flows"], max_body_size=MAX_JSON_BYTES)
+    router = APIRouter(prefix="/api/v1/flows", tags=["flows"])
 
     @router.get("", summary="Stored flows, current versions")
     async def list_flows(who: Reader) -> FlowsAnswer:

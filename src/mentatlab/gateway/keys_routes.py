@@ -7,7 +7,6 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from mentatlab.gateway.identity import Caller, requires
-from mentatlab.gateway.limits import MAX_JSON_BYTES
 from mentatlab.gateway.models import KeyBody
 from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.runs.key_store import Key, KeyStore
@@ -34,7 +33,7 @@ class KeysAnswer(BaseModel):
 
 
 def keys_router(keys: KeyStore) -> APIRouter:
-    router = APIRouter(prefix="/api/v1/keys", tags=["keys"], max_body_size=MAX_JSON_BYTES)
+    router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
 
     @router.get("", summary="Keys that are not revoked")
     async def list_keys(admin: Admin) -> KeysAnswer:

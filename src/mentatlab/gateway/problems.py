@@ -124,6 +124,14 @@ def response_of(error: MentatError) -> Response:
     return Response(content, status_of(error), headers, MEDIA_TYPE)
 
 
+def too_large() -> TooLarge:
+    return TooLarge(
+        Code.PAYLOAD_TOO_LARGE,
+        "the body is over the limit of 8 MiB",
+        hint="upload media to /api/v1/storage/upload and pass the reference",
+    )
+
+
 def unexpected(error: BaseException) -> Internal:
     """A bug: logged whole under an id; the client gets the id only."""
     incident = new_id("err")
@@ -198,10 +206,6 @@ def _from_http(request: Request, error: HTTPException) -> MentatError:
                 Code.METHOD_NOT_ALLOWED, f"{request.method} does not work on {request.url.path}"
             )
         case 413:
-            return TooLarge(
-                Code.PAYLOAD_TOO_LARGE,
-                "the body is over the limit of 8 MiB",
-                hint="upload media to /api/v1/storage/upload and pass the reference",
-            )
+            return too_large()
         case _:
             return Invalid(Code.INVALID_REQUEST, str(error.detail))

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from mentatlab.flows import Plan, compile_plan, load_flow
 from mentatlab.gateway.documents import document_of
 from mentatlab.gateway.identity import Caller, requires
-from mentatlab.gateway.limits import MAX_JSON_BYTES
 from mentatlab.gateway.models import RunBody
 from mentatlab.protocol.errors import Code, Forbidden
 from mentatlab.protocol.pins import MEDIA_TYPES
@@ -104,7 +103,7 @@ class LogsAnswer(BaseModel):
 def runs_router(
     engine: Engine, flows: FlowStore, agents: AgentRegistry, *, multimodal: bool
 ) -> APIRouter:
-    router = APIRouter(prefix="/api/v1/runs", tags=["runs"], max_body_size=MAX_JSON_BYTES)
+    router = APIRouter(prefix="/api/v1/runs", tags=["runs"])
 
     @router.post("", status_code=201, summary="Check a flow and start a run of it")
     async def submit(

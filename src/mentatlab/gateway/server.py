@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 import uvicorn
 from starlette.types import ASGIApp
 
+from mentatlab.gateway.stream_access import first_of
+
 MAX_WS_MESSAGE_BYTES = 2 << 20  # records over their 1 MiB are refused with a reason
 DRAIN_S = 5
 
@@ -41,15 +43,19 @@ async def serving(
     what is left after 5 s is cut.
     """
     server = _Server(_config(app))
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(server.serve(sockets=[listener]))
-        await server.listening.wait()
-        try:
-            yield
-        finally:
-            server.should_exit = True
-            await drain()
-            await running
+    # not a task group: the body's errors must leave as they are
+    running = asyncio.create_task(server.serve(sockets=[listener]), name="server")
+    try:
+        await first_of(server.listening.wait(), _ended(running))
+        yield
+    finally:
+        server.should_exit = True
+        await drain()
+        await running
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.shield(task)
 
 
 def _config(app: ASGIApp) -> uvicorn.Config:

@@ -140,6 +140,7 @@ def stream_router(
 
     @router.get(
         "/api/v1/streams/{stream_id}/sse",
+        status_code=200,  # said here: the response class has no default that OpenAPI could read
         response_class=EventStream,
         responses={
             200: {"content": {"text/event-stream": {}}, "description": "The records as events"},

@@ -1,0 +1,60 @@
+"""`mentatlab doctor`."""
+
+import importlib.metadata
+import platform
+import sqlite3
+from typing import Any
+
+import click
+
+import mentatlab
+from mentatlab import home
+from mentatlab.cli.connect import Target, place_of, target_options
+from mentatlab.cli.output import emit, json_option
+
+PARTS = {
+    "client": ("click", "httpx2", "websockets"),
+    "server": ("fastapi", "uvicorn", "pydantic", "PyYAML", "blake3", "Pillow", "av"),
+    "agents": ("mentatlab-models", "onnxruntime", "faster-whisper", "numpy"),
+}
+"""Extra → the packages that tell whether it is there."""
+
+
+@click.command(short_help="Say what this installation has and lacks.")
+@target_options
+@json_option
+def doctor(*, target: Target) -> None:
+    """Say what this installation has and lacks, and which server runs on the home folder."""
+    place = place_of(target)
+    server = home.running_server(place)
+    found: dict[str, Any] = {
+        "mentatlab": mentatlab.__version__,
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "home": str(place),
+        "server": server.url if server else None,
+        "missing": {part: lacking for part, names in PARTS.items() if (lacking := _lacking(names))},
+    }
+    emit(found, lambda: _describe(found))
+
+
+def _lacking(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _describe(found: dict[str, Any]) -> str:
+    lines = [f"{name:<10} {found[name]}" for name in ("mentatlab", "python", "sqlite", "home")]
+    lines.append(f"server     {found['server'] or 'none runs'}")
+    for part in PARTS:
+        lacking = found["missing"].get(part)
+        state = f"lacks {', '.join(lacking)}: pip install 'mentatlab[{part}]'" if lacking else "ok"
+        lines.append(f"{part:<10} {state}")
+    return "\n".join(lines)
