@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -104,7 +104,7 @@ class _Server(NamedTuple):
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[_Server]:
+def _server(folder: Path) -> Generator[_Server]:
     command = [sys.executable, "-c", _SERVER, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -119,10 +119,6 @@ class Catalog:
 
         await self._database.write(work)
 
-    async def owners(self, blob_id: str) -> set[str]:
-        query = "SELECT owner FROM blob_refs WHERE blob_id = ?"
-        return await self._database.read(lambda db: {r[0] for r in db.execute(query, (blob_id,))})
-
     async def release(self, owner: str, *, now: float) -> None:
         def work(db: sqlite3.Connection) -> None:
             db.execute(_ORPHAN, {"owner": owner, "now": now})

@@ -296,13 +296,16 @@ class _Staged:
     def _link(self) -> None:
         *folders, name = self._names
         try:
-            with self._tree.links, beneath.folder(self._tree.root, folders, create=True) as folder:
-                if _exists(name, folder):
-                    raise FileExistsError(name)
-                os.replace(self._sidecar, _sidecar(name), dst_dir_fd=folder)
-                os.link(self._path, name, dst_dir_fd=folder)
-                self._published = True
-                self._sync(folder, needed=self._durability == "full")
+            with contextlib.ExitStack() as opened:
+                with self._tree.links:
+                    way = beneath.folder(self._tree.root, folders, create=True)
+                    folder = opened.enter_context(way)
+                    if _exists(name, folder):
+                        raise FileExistsError(name)
+                    os.replace(self._sidecar, _sidecar(name), dst_dir_fd=folder)
+                    os.link(self._path, name, dst_dir_fd=folder)
+                    self._published = True
+                self._sync(folder, needed=self._durability == "full")  # others need not wait
         except (FileExistsError, NotADirectoryError) as error:
             raise _taken("/".join(self._names)) from error
         os.close(self._fd)
