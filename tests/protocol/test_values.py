@@ -25,6 +25,7 @@ def reference(type_: str) -> dict[str, object]:
         (REF, "image"),
         (make_url("w", REF), "audio"),
         (reference("image"), "image"),
+        ({"type": "image", "ref": REF}, "image"),
         (reference("image"), "binary"),
         (reference("binary"), "binary"),
         ({"type": "stream", "stream_id": "st_1"}, "stream"),

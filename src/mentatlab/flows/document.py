@@ -23,7 +23,7 @@ from mentatlab.protocol.values import is_object
 
 if TYPE_CHECKING:
     from yaml import SafeLoader
-else:  # ten times faster where PyYAML was built with libyaml; the same calls
+else:  # eight times faster where PyYAML was built with libyaml; the same calls
     SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MAX_CHARACTERS = 4 << 20

@@ -2,7 +2,7 @@
 
 from typing import Any, TypeGuard
 
-from mentatlab.protocol.media import is_ref_id, is_reference, is_url
+from mentatlab.protocol.media import is_ref_id, is_url
 from mentatlab.protocol.pins import BY_REFERENCE, PinType
 
 
@@ -33,9 +33,11 @@ def fits(value: object, type_: PinType) -> bool:
 
 
 def _refers_to(value: object, type_: PinType) -> bool:
-    if not (is_object(value) and is_reference(value)):
-        return False
-    return value["type"] == type_ or (type_ is PinType.BINARY and value["type"] in BY_REFERENCE)
+    match value:
+        case {"type": str(kind), "ref": {"url": str(name)} | str(name)} if _names_blob(name):
+            return kind == type_ or (type_ is PinType.BINARY and kind in BY_REFERENCE)
+        case _:
+            return False
 
 
 def _names_blob(value: object) -> bool:
