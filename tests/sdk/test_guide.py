@@ -76,7 +76,8 @@ async def test_media(tmp_path: Path) -> None:
         inputs={"file": {"type": "binary", "path": str(medium)}},
         outputs=pins(reversed="binary", magic="string"),
     )
-    assert Path(outcome.outputs["reversed"]["path"]).read_bytes() == b"fedcba"
+    assert (tmp_path / "out" / "reversed-1.bin").read_bytes() == b"fedcba"
+    assert outcome.outputs["reversed"]["path"] == str(tmp_path / "out" / "reversed-1.bin")
     assert outcome.outputs["magic"] == b"abcd".hex()
 
 
