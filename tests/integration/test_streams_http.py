@@ -448,6 +448,11 @@ async def test_only_its_run_publishes_to_an_engine_lane(client: Client) -> None:
     session = await client.hub.create_stream("agent", "out", run_id="rn_1", node_id="n")
     answer = await client.publish(session.stream_id, {"data": 1})
     assert (answer.status_code, answer.json()["code"]) == (403, "STREAM_FORBIDDEN")
+    opening = await client.http.post(
+        "/api/v1/streams/init",
+        json={"agent_id": "agent", "pin_name": "out", "run_id": "rn_1", "node_id": "n"},
+    )
+    assert (opening.status_code, opening.json()["code"]) == (403, "STREAM_FORBIDDEN")
     async with client.ws(session.stream_id) as socket:
         await socket.send('{"data": 1}')
         await received(socket)

@@ -123,14 +123,18 @@ async def test_a_run_ends_with_its_own_lane(hub: StreamingConnectionManager) -> 
     node = await hub.create_stream("a", "p", run_id="rn_1", node_id="n")
     events = await hub.create_stream("", "events", run_id="rn_1", node_id="_run")
     hidden = await hub.create_stream("a", "q", run_id="rn_1", node_id="n", durability="memory")
-    async with hub.subscribe("rn_1") as subscription:
+    guest = await hub.create_stream("b", "r", run_id="rn_1", node_id="m", external=True)
+    async with hub.subscribe("rn_1", from_=2) as subscription:
+        assert [item.record.stream_id for item in await subscription.batch()] == [
+            events.stream_id,
+            guest.stream_id,
+        ]
         await node.end()
         await hidden.publish(data_draft(1))
-        found = [await anext(subscription) for _ in range(3)]
-        assert [record.rseq for record in found] == [1, 2, 3]
+        assert (await anext(subscription)).rseq == 4
         assert not subscription.over
         await events.end()
-        assert [r.rseq async for r in subscription] == [4]
+        assert [r.rseq async for r in subscription] == [5]
     assert await hub.finished("rn_1", f"{subscription.cursor}")
 
 

@@ -204,6 +204,12 @@ async def _open(
         external=True,
     )
     lane = session.lane
+    if not lane.external:
+        raise Forbidden(
+            Code.STREAM_FORBIDDEN,
+            "this pin belongs to its run",
+            hint="use another node_id, or leave run_id out",
+        )
     said = (body.agent_id, body.mime_type, body.durability)
     if key is not None and (
         lane.stream_id != f"st_{known}" or said != (lane.agent_id, lane.mime_type, lane.durability)

@@ -56,10 +56,11 @@ class RunFeed:
         return [by_rseq(record) for record in records]
 
     async def over(self, position: int) -> bool:
-        """When all its lanes have ended; an engine's run has a lane of its own among them."""
+        """When its lanes have ended, the run's own among them; a client's run has none of those."""
         lanes = [x for x in await self._log.lanes(self.key) if x.durability == "commit"]
-        complete = any(x.node_id == RUN_NODE for x in lanes) or all(x.external for x in lanes)
-        ended = bool(lanes) and all(x.state != "open" for x in lanes)
+        engine = [x for x in lanes if not x.external]
+        complete = not engine or any(x.node_id == RUN_NODE for x in engine)
+        ended = bool(lanes) and all(x.state != "open" for x in engine or lanes)
         return complete and ended and position >= (await self._log.run(self.key)).head
 
 

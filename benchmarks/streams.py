@@ -1,0 +1,178 @@
+"""Chunks through the real server, publisher to reader, beside what one commit costs on the disk.
+
+    python -m benchmarks.streams [FOLDER]
+
+The server runs in its own process on the portable transport; publisher and reader are WebSocket
+clients that share another one. Nothing is asserted: the numbers depend on the machine.
+"""
+
+import asyncio
+import json
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from benchmarks.storage import Row
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+SCATTERED = 300  # chunks sent one after the other
+BURST = 5000  # chunks sent as fast as they are taken
+TEXT = "x" * 200
+_SERVER = """
+import asyncio, socket, sys
+from pathlib import Path
+from fastapi import FastAPI
+from mentatlab.gateway.admission import Admission, Rules
+from mentatlab.gateway.server import serving
+from mentatlab.gateway.stream_routes import stream_router
+from mentatlab.streams import open_hub
+
+async def no_keys(_):
+    return None
+
+async def main(folder):
+    hub = await open_hub(folder / "streams.db")
+    app = FastAPI()
+    app.include_router(stream_router(hub, b"s" * 32))
+    rules = Rules(loopback=True, home_key="k" * 32, token_secret=b"s" * 32)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with serving(Admission(app, rules, no_keys), listener, drain=hub.drain):
+            print(listener.getsockname()[1], flush=True)
+            await asyncio.Event().wait()
+
+import uvloop
+uvloop.run(main(Path(sys.argv[1])))
+"""
+
+
+async def run(folder: Path | None = None) -> list[Row]:
+    """`folder` is on the disk to measure; else the system's temporary one."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        rows = _rows("one commit (SQLite, FULL)", _commits(Path(place)))
+        with _server(Path(place)) as port:
+            for durability in ("memory", "commit"):
+                rows += await _lane(port, durability)
+        return rows
+
+
+async def _lane(port: int, durability: str) -> list[Row]:
+    async with (
+        _Stream(port, durability) as one,
+        _Stream(port, durability) as two,
+    ):
+        latencies = [await one.round_trip() for _ in range(SCATTERED)]
+        begun = time.perf_counter()
+        await two.burst()
+        rate = BURST / (time.perf_counter() - begun)
+    name = f"{durability} lane"
+    return [*_rows(f"{name}, chunk to reader", latencies), Row(f"{name}, burst", rate, "chunks/s")]
+
+
+class _Stream:
+    """A new stream with a publisher and a reader."""
+
+    def __init__(self, port: int, durability: str) -> None:
+        body = {"agent_id": "bench", "pin_name": "out", "durability": durability}
+        request = Request(
+            f"http://127.0.0.1:{port}/api/v1/streams/init",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urlopen(request) as answer:
+            url = f"ws://127.0.0.1:{port}{json.load(answer)['ws_url']}"
+        self._connections = (
+            connect(url, subprotocols=[Subprotocol("msp.v1+json")], compression=None),
+            connect(url, compression=None),
+        )
+        self._publisher: ClientConnection
+        self._reader: ClientConnection
+
+    async def __aenter__(self) -> "_Stream":
+        self._publisher, self._reader = [await each for each in self._connections]
+        await self._publisher.recv()  # welcome
+        await self._reader.recv()  # stream_start
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._publisher.close()
+        await self._reader.close()
+
+    async def round_trip(self) -> float:
+        """Milliseconds from sending a chunk to reading it."""
+        begun = time.perf_counter()
+        await self._publisher.send(_chunk(0))
+        await self._reader.recv()
+        elapsed = (time.perf_counter() - begun) * 1000
+        await self._publisher.recv()  # published
+        return elapsed
+
+    async def burst(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._send())
+            acknowledged = group.create_task(self._acknowledged())
+            for _ in range(BURST):
+                await self._reader.recv()
+            await acknowledged
+
+    async def _send(self) -> None:
+        for n in range(BURST):
+            await self._publisher.send(_chunk(n))
+
+    async def _acknowledged(self) -> None:
+        while json.loads(await self._publisher.recv())["sequence"] <= BURST:
+            pass
+
+
+def _chunk(n: int) -> str:
+    record: dict[str, Any] = {"type": "stream_data", "payload": {"data": {"n": n, "text": TEXT}}}
+    return json.dumps(record)
+
+
+def _commits(folder: Path) -> list[float]:
+    """Milliseconds of 200 commits of one small row."""
+    connection = sqlite3.connect(folder / "commits.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("CREATE TABLE t (x)")
+    times: list[float] = []
+    for _ in range(200):
+        begun = time.perf_counter()
+        connection.execute("INSERT INTO t VALUES (?)", (TEXT,))
+        times.append((time.perf_counter() - begun) * 1000)
+    connection.close()
+    return times
+
+
+def _rows(name: str, times: list[float]) -> list[Row]:
+    p95 = statistics.quantiles(times, n=20)[-1]
+    return [Row(name, statistics.median(times), "ms p50"), Row(name, p95, "ms p95")]
+
+
+@contextmanager
+def _server(folder: Path) -> Generator[int]:
+    command = [sys.executable, "-c", _SERVER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    for row in asyncio.run(run(folder)):
+        print(f"{row.name:<32} {row.value:>9.2f} {row.unit}")
+
+
+if __name__ == "__main__":
+    main()
