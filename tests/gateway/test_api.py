@@ -407,3 +407,10 @@ async def test_every_answer_and_body_of_the_api_has_a_schema(http: httpx2.AsyncC
             assert "application/problem+json" in call["responses"]["default"]["content"]
             if method in ("post", "put") and not path.endswith("/cancel"):
                 assert call["requestBody"]["content"], (method, path)
+
+
+async def test_the_schema_file_is_current(app: App):
+    file = Path(__file__).parents[2] / "schemas" / "openapi.json"
+    assert json.loads(file.read_text()) == app.asgi.openapi(), (
+        "run: mentatlab openapi > schemas/openapi.json"
+    )

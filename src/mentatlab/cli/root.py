@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "storage": ("mentatlab.cli.storage:storage", "Put and get media."),
     "streams": ("mentatlab.cli.streams:streams", "Follow streams."),
     "keys": ("mentatlab.cli.keys:keys", "Make, list and revoke API keys."),
+    "openapi": ("mentatlab.cli.openapi:openapi", "Print the HTTP API's description."),
     "doctor": ("mentatlab.cli.doctor:doctor", "Say what this installation has and lacks."),
 }
 """Name → where the command is, and its line in the help."""
