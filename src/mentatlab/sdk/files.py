@@ -80,8 +80,8 @@ def _fetch(url: str, start: int, length: int) -> tuple[bytes, int]:
             if start == 0 and int(response.headers.get("Content-Length", -1)) == 0:
                 return b"", 0
     except HTTPError as error:
+        error.close()
         if error.code == 416:  # an empty object has no range
-            error.close()
             return b"", 0
         raise _download_failed(f"HTTP {error.code}") from error
     except OSError as error:
