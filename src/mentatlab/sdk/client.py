@@ -194,8 +194,12 @@ class AsyncClient:
         path = f"/api/v1/runs/{_part(run_id)}/events?after={after}"
         async with contextlib.aclosing(self._follow(path)) as found:
             async for event in found:
-                if event.data:
-                    yield msgspec.json.decode(event.data)
+                if not event.data:
+                    continue
+                told = msgspec.json.decode(event.data)
+                yield told
+                if told.get("type") == "run_finished":
+                    return  # without asking the server whether that was all
 
     # ------------------------------------------------------------------ storage
 

@@ -1,0 +1,1 @@
+"""Speed, measured; see RESULTS.md."""

@@ -1,0 +1,117 @@
+"""The whole product from outside: `mentatlab up`, then a photo through the public API.
+
+A photo end to end: upload, run of `examples/photo.mlab`, its answer, with warm agents.
+"""
+
+import asyncio
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from benchmarks.table import Row, percentile
+from mentatlab.sdk.client import AsyncClient
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+STARTS = 3
+PHOTOS = 40
+CLASSIFY = """
+apiVersion: v1beta1
+kind: Flow
+meta: {id: bench.classify, name: One photo, version: 0.1.0}
+graph:
+  nodes:
+    - {id: photo, type: ui.file-upload, params: {accept: "image/*"}}
+    - {id: classify, type: mentatlab.image-classifier}
+  edges: [{from: photo.file, to: classify.image}]
+"""
+
+
+class Server(NamedTuple):
+    client: AsyncClient
+    pid: int
+    ready_s: float
+
+
+async def run() -> list[Row]:
+    starts: list[float] = []
+    rss: list[float] = []
+    for _ in range(STARTS):
+        async with _server() as server:
+            await asyncio.sleep(1)  # idle
+            starts.append(server.ready_s)
+            rss.append(_rss_mb(server.pid))
+    async with _server() as server:
+        classify = await _photos(server.client, CLASSIFY)
+        photo = await _photos(server.client, (EXAMPLES / "photo.mlab").read_text())
+    return [
+        Row("server ready", min(starts), "s best", "<= 2 s"),
+        Row("server idle", min(rss), "MB", "<= 150 MB"),
+        *_image_rows("1080p JPEG, classify", classify),
+        *_image_rows("1080p JPEG, classify + detect + join", photo),
+    ]
+
+
+def _image_rows(name: str, times: list[float]) -> list[Row]:
+    return [
+        Row(name, percentile(times, 50), "ms p50"),
+        Row(name, percentile(times, 90), "ms p90", "< 100 ms"),
+    ]
+
+
+async def _photos(client: AsyncClient, flow: str) -> list[float]:
+    """ms from the upload's first byte to the answer; the first two runs warm the agents up."""
+    photo = _jpeg(1920, 1080)
+    times = [await _one(client, flow, photo) for _ in range(PHOTOS + 2)]
+    return times[2:]
+
+
+async def _one(client: AsyncClient, flow: str, photo: bytes) -> float:
+    begun = time.perf_counter()
+    uploaded = await client.upload(photo, filename="photo.jpg")
+    run = await client.submit(flow, {"photo": uploaded["reference"]})
+    async for _ in client.events(run["run_id"]):
+        pass
+    answer = await client.outputs(run["run_id"])
+    assert answer["state"] == "succeeded", answer
+    return (time.perf_counter() - begun) * 1000
+
+
+def _jpeg(width: int, height: int) -> bytes:
+    with Image.open(EXAMPLES / "media" / "coffee.png") as coffee:
+        file = io.BytesIO()
+        coffee.convert("RGB").resize((width, height)).save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+
+@asynccontextmanager
+async def _server() -> AsyncIterator[Server]:
+    with tempfile.TemporaryDirectory() as home:
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "mentatlab", "up", "--port", "0", "--home", home]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+        try:
+            assert process.stdout is not None
+            await process.stdout.readline()
+            ready_s = time.perf_counter() - begun
+            url = json.loads(Path(home, "server.json").read_text())["url"]
+            async with AsyncClient(url) as client:
+                await client.health()
+                yield Server(client, process.pid, ready_s)
+        finally:
+            process.terminate()
+            await process.communicate()
+
+
+def _rss_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
