@@ -163,6 +163,10 @@ def test_for_each(found: Found) -> None:
     assert found({"r": "t.record", "f": frames}, "r.raw > f.video") == [
         "FOREACH_STREAM_OUTPUT /graph/nodes/1/forEach"
     ]
+    then: dict[str, Any] = {"r": "t.record", "f": frames, "s": "t.store"}
+    assert found(then, "r.raw > f.video", "f.frame > s.bytes") == [
+        "FOREACH_STREAM_OUTPUT /graph/nodes/1/forEach"
+    ]
     listen = {"type": "t.listen", "forEach": "sound"}
     assert found({"r": "t.record", "l": listen}, "r.raw > l.sound") == [
         "FOREACH_STREAM_OUTPUT /graph/nodes/1/forEach",
@@ -244,6 +248,8 @@ def test_adapter_nodes(found: Found) -> None:
     assert found({**nodes, "r": "t.listen"}, "f.frame > c.in", "c.out > r.sound") == [
         "TYPE_MISMATCH /graph/edges/1"
     ]
+    silent = {"f": "t.record", "c": "core.collect", "r": "t.listen"}
+    assert found(silent, "f.raw > c.in", "c.out > r.sound") == ["TYPE_MISMATCH /graph/edges/1"]
     assert found({"c": "core.collect"}) == ["MISSING_INPUT /graph/nodes/0"]
     once: dict[str, Any] = {"m": "ui.audio-recorder", "o": "core.once", "l": "t.listen"}
     assert found(once, "m.audio > o.in", "o.out > l.sound") == []
