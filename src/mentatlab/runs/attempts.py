@@ -1,5 +1,5 @@
-"""One attempt of one node or item: inputs gathered and checked, the conversation with the agent, outputs
-checked and stored. Ends with an `AttemptEnded`, whatever happens.
+"""One attempt of one node or item: inputs gathered and checked, the conversation with the agent,
+outputs checked and stored. Ends with an `AttemptEnded`, whatever happens.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from mentatlab.protocol.stdio import Context
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Attempt, Invocation, Outcome, Runner
 from mentatlab.runs.decide import AttemptEnded, LaneActive, Signal, lane_pins
-from mentatlab.runs.edges import BY_VALUE, Budget, Edge, MultimodalEdgeProcessor
+from mentatlab.runs.edges import BY_VALUE, Budget, Edge, MultimodalEdgeProcessor, is_array
 from mentatlab.runs.events import MAX_PAYLOAD_BYTES, Fault
 from mentatlab.runs.lanes import Standing, stream_id
 from mentatlab.runs.registry import AgentRegistry
@@ -68,7 +68,8 @@ class RunInfo:
 
 
 class Element(msgspec.Struct, frozen=True):
-    """One element of a stream or list: a value (or reference), its sequence or index, its media time."""
+    """One element of a stream or list: a value (or reference), its sequence or index, its media
+    time."""
 
     seq: int
     value: Any
@@ -78,7 +79,7 @@ class Element(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """An agent's checkpoint: `offsets` of its inputs, `heads` of its output lanes when it was read."""
+    """A checkpoint: `offsets` of the inputs, `heads` of the output lanes when it was read."""
 
     state: Any
     offsets: Mapping[str, int]
@@ -86,7 +87,8 @@ class SavedState:
 
 
 class NodeAttempt:
-    """`consumed`: per live input pin the last sequence given to the agent; `saved`: its last checkpoint.
+    """`consumed`: per live input pin the last sequence given to the agent; `saved`: its last
+    checkpoint.
 
     `element` gives an item's value; `tell` takes signals for `decide`, `note` a node's log records.
     """
@@ -239,7 +241,7 @@ class NodeAttempt:
         return [edge for edge in self._node.inputs if is_fed(edge)]
 
     async def _inputs(self) -> dict[str, Any]:
-        """Every value pin, checked against its constraints; the agent does not start if one breaks."""
+        """Every value pin, checked against its constraints before the agent starts."""
         budget, inputs = Budget(), dict[str, Any]()
         fed = {edge.target_pin for edge in self._fed_edges()}
         for pin in self._node.input_pins:
@@ -319,7 +321,7 @@ class NodeAttempt:
         await live.cancel(await asyncio.shield(self._stop))
 
     async def _feed(self, live: Attempt, edge: PlanEdge) -> None:
-        """Send the source's elements as they come, then the end. Back-pressure is the agent's pipe."""
+        """The source's elements as they come, then the end. The agent's pipe holds them back."""
         pin = next(p for p in self._node.input_pins if p.name == edge.target_pin)
         status: Literal["complete", "error"] = "complete"
         try:
@@ -333,7 +335,8 @@ class NodeAttempt:
         await live.end_input(pin.name, status)
 
     async def _delivered(self, pin: Pin, value: Any) -> Any:
-        """The place of an item that failed under `collect` holds its error, whatever the pin's type."""
+        """The place of an item that failed under `collect` holds its error, whatever the pin's
+        type."""
         if is_object(value) and value.keys() == {"item", "error"}:
             return value
         return await self._services.edges.deliver(self._edge(pin), value, Budget())
@@ -468,7 +471,7 @@ class NodeAttempt:
     async def _finished_stream(self, pin: Pin, value: Any, out_dir: Path) -> dict[str, Any]:
         """A result may hold a stream pin's elements too: a list of them, or one."""
         if value is not None and not (is_object(value) and value.get("type") == "stream"):
-            listed: list[Any] = value if isinstance(value, list) else [value]
+            listed = value if is_array(value) else [value]
             chunks = [agent.Chunk(pin=pin.name, data=one) for one in listed]
             await self._heard(chunks, out_dir)
         lane = await self._services.hub.lane(stream_id(self._run.id, self._node.id, pin.name))
@@ -573,10 +576,8 @@ async def _take(
 
 def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
     """The first plain error in a group of groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    first: BaseException = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def fault_of(error: BaseException) -> Fault:

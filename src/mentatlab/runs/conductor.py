@@ -1,13 +1,14 @@
 """One run's shell: signals in, `decide`, one transaction, commands out; until the run has ended.
 
-Signals that wait together are decided together and committed once. Chunks and logs do not pass here.
+Signals that wait together are decided together and committed once. Chunks and logs do not pass
+here.
 """
 
 import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,8 @@ _ITEM_ENDS = ev.NodeSucceeded | ev.NodeFailed | ev.NodeCancelled
 
 
 class Conductor:
-    """`state`, `row` and `values` are those of the last commit; `percent` the agents' last progress."""
+    """`state`, `row` and `values` are those of the last commit; `percent` the agents' last
+    progress."""
 
     def __init__(
         self, services: Services, row: RunRow, plan: Plan, state: RunState, values: Values
@@ -204,15 +206,18 @@ class Conductor:
         """The run's own timeout."""
         started = self.state.started_at or self._services.clock()
         left = started + self.plan.timeout_s - self._services.clock()
-        self._later(left, lambda at: d.EndAsked(at=at, reason="timeout"))
+        self._later(left, functools.partial(d.EndAsked, reason="timeout"))
 
-    def _later(self, delay: float, signal: Any) -> None:
-        loop = asyncio.get_running_loop()
-        tell = lambda: self.tell(signal(self._services.clock()))  # noqa: E731
-        self._timers.append(loop.call_later(max(0.0, delay), tell))
+    def _later(self, delay: float, signal: Callable[..., d.Signal]) -> None:
+        """Tell `signal(at=…)` in `delay` seconds."""
+
+        def tell() -> None:
+            self.tell(signal(at=self._services.clock()))
+
+        self._timers.append(asyncio.get_running_loop().call_later(max(0.0, delay), tell))
 
     def _abandon(self) -> None:
-        """What nobody waits for any more: attempts that the run's end overtook, readers, appenders."""
+        """What nobody waits for any more: overtaken attempts, readers, appenders."""
         for attempt in self._attempts.values():
             attempt.cancel("run_ended")
         for work in self._maps.values():
@@ -291,7 +296,7 @@ class Conductor:
         return stream_id(self._info.id, node, pin)
 
     async def _reopen(self, command: d.OpenStream) -> None:
-        """The lane's next attempt; a consumer's checkpoint that read on further is of no use now."""
+        """The lane's next attempt; checkpoints of consumers that read on further are of no use."""
         name, head = self._lane(command.node, command.pin), command.resume_from
         if (work := self._maps.get(command.node)) is not None:
             work.stop()

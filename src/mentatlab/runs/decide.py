@@ -1,8 +1,9 @@
-"""The engine's mind: `decide(plan, state, signal)` → the state after it, the events to commit, the commands.
+"""The engine's mind: `decide(plan, state, signal)` → the state after it, the events to commit, the
+commands.
 
 Pure: no I/O, no clock, no randomness; times and jitter stand in the signal. The shell commits the
-decision's events in one transaction and then carries the commands out. A signal of an attempt that is
-no longer the present one decides nothing: the first commit wins.
+decision's events in one transaction and then carries the commands out. A signal of an attempt that
+is no longer the present one decides nothing: the first commit wins.
 
     pending ──▶ running ──▶ succeeded | failed | cancelled | upstream_failed
                    ▲│ retry_wait
@@ -31,7 +32,8 @@ LOST_ATTEMPTS = 10
 """Attempts that may be lost with a server that stops; not counted as failures of the node."""
 
 
-# ---- signals: what the shell tells -----------------------------------------------------------------
+# ---- signals: what the shell tells
+# -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +43,8 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
-    """`jitter` in [0, 1). `resume_from`: per stream output pin the sequence that the last checkpoint of
-    the failed attempt covers (absent = 0)."""
+    """`jitter` in [0, 1). `resume_from`: per stream output pin the sequence that the last
+    checkpoint of the failed attempt covers (absent = 0)."""
 
     at: float
     node: str
@@ -115,7 +117,8 @@ Signal = (
     Begin | AttemptEnded | LaneActive | ItemsOffered | MapFailed | RetryDue | EndAsked | Recovered
 )
 
-# ---- commands: what the shell does -----------------------------------------------------------------
+# ---- commands: what the shell does
+# -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +205,8 @@ class Decision(NamedTuple):
     commands: tuple[Command, ...]
 
 
-# ---- what a plan says ------------------------------------------------------------------------------
+# ---- what a plan says
+# ------------------------------------------------------------------------------
 
 
 def reads_lane(edge: PlanEdge) -> bool:
@@ -217,7 +221,7 @@ def items_edge(node: PlanNode) -> PlanEdge | None:
 
 
 def lane_pins(node: PlanNode) -> tuple[str, ...]:
-    """Output pins whose value is a lane: stream pins, and every pin of a `forEach` over a stream."""
+    """Output pins that are lanes: stream pins, and every pin of a `forEach` over a stream."""
     if node.kind != "agent":
         return ()
     source = items_edge(node)
@@ -232,7 +236,8 @@ def _optional(node: PlanNode, edge: PlanEdge) -> bool:
     )
 
 
-# ---- the rules -------------------------------------------------------------------------------------
+# ---- the rules
+# -------------------------------------------------------------------------------------
 
 
 def decide(plan: Plan, state: RunState, signal: Signal) -> Decision:
@@ -371,12 +376,13 @@ class _Turn:
     def _start(
         self, name: str, item: int | None, consumed: Mapping[str, Mapping[str, int]] | None = None
     ) -> None:
-        """A new attempt. On a node's own lanes, what does not stand is void for its consumers too."""
+        """A new attempt. What does not stand in its lanes is void for its consumers too."""
         unit = self.state.unit(name, item) or Unit()
         attempt = unit.attempt + 1
         pins = lane_pins(self.plan.node(name)) if item is None and attempt > 1 else ()
-        resume = unit.next_resume if isinstance(unit, NodeState) else {}
-        heads = {pin: resume.get(pin, 0) for pin in pins}
+        heads = dict.fromkeys(pins, 0)
+        if isinstance(unit, NodeState):
+            heads = {pin: unit.next_resume.get(pin, 0) for pin in pins}
         self.emit(
             ev.NodeStarted(at=self.at, node=name, item=item, attempt=attempt, resume_from=heads)
         )
@@ -394,8 +400,10 @@ class _Turn:
             target, head = self.state.nodes[edge.target], heads[edge.source_pin]
             if target.phase is not NodePhase.RUNNING:
                 continue
-            if edge.kind == "items":
-                self._void_items(edge.target, target, head, consumed)
+            if self.plan.node(edge.target).for_each is not None:
+                # of another stream that its items read too, any of them may have had anything
+                kept = head if edge.kind == "items" else 0
+                self._void_items(edge.target, target, kept, consumed)
             elif consumed.get(edge.target, {}).get(edge.target_pin, 0) > head:
                 cancel = CancelNode(edge.target, None, target.attempt, "upstream_restarted")
                 self.commands.append(cancel)
@@ -414,7 +422,8 @@ class _Turn:
         pins = lane_pins(self.plan.node(name))
         self.commands += [OpenStream(name, pin, attempt, item=above) for pin in pins]
         self.commands.append(ReadItems(name, attempt, above))
-        # Where the kept items end in its own lanes is not known here: whoever reads them begins again.
+        # Where the kept items end in its own lanes is not known here: whoever reads them
+        # begins again.
         self._void_consumers(name, dict.fromkeys(pins, _NOTHING), consumed)
 
     # -- ends
@@ -473,7 +482,7 @@ class _Turn:
     # -- after a crash
 
     def _recover(self) -> None:
-        """What ran is lost and starts again; what had ended is only told to end its streams again."""
+        """What ran is lost and starts again; what had ended has its streams ended again."""
         for node in self.plan.nodes:
             state = self.state.nodes[node.id]
             if state.terminal:
@@ -510,7 +519,8 @@ class _Turn:
     # -- everything that follows
 
     def settle(self) -> None:
-        """In topological order: end who cannot start, start who can; then see whether the run is over."""
+        """In topological order: end who cannot start, start who can; then see whether the run is
+        over."""
         for node in self.plan.nodes:
             state = self.state.nodes[node.id]
             if self.state.ending is not None:
@@ -638,8 +648,8 @@ def _allowed(node: PlanNode, error: Fault) -> int:
 
 
 def _run_end(plan: Plan, state: RunState, at: float) -> ev.RunFinished:
-    """cancelled and timeout by what was asked; failed when a node that the result needs ended badly;
-    partial when only items or optional branches did."""
+    """cancelled and timeout by what was asked; failed when a node that the result needs ended
+    badly; partial when only items or optional branches did."""
     if state.ending == "user_cancel":
         return ev.RunFinished(at=at, state="cancelled", reason="user_cancel")
     error = next((n.error for n in state.nodes.values() if n.phase is NodePhase.FAILED), None)

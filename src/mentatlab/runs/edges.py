@@ -1,23 +1,24 @@
 """Values on their way from one node to the next: bytes become references, references are checked.
 
-`process_edge_data` is the producer's side: what an agent gave is stored where it must be, checked and
-brought into the form that is recorded. `deliver` is the consumer's side: the input pin's constraints hold
-before the agent starts, and references gain the `path` where the agent finds the bytes.
+`process_edge_data` is the producer's side: what an agent gave is stored where it must be, checked
+and brought into the form that is recorded. `deliver` is the consumer's side: the input pin's
+constraints hold before the agent starts, and references gain the `path` where the agent finds the
+bytes.
 """
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
 from mentatlab.protocol.errors import Code, Invalid, TooLarge
 from mentatlab.protocol.media import MediaReference, is_ref_id, is_reference
 from mentatlab.protocol.pins import BY_REFERENCE, Pin, PinType, parse_size, violations
-from mentatlab.protocol.values import fits
+from mentatlab.protocol.values import fits, is_object
 from mentatlab.storage.keys import extension, generate_key
 from mentatlab.storage.port import Blob, Storage
 
@@ -33,8 +34,8 @@ BY_VALUE = frozenset({PinType.STRING, PinType.JSON})
 class Edge:
     """Where a value comes from and which pin's type it must have.
 
-    `owner` is the catalogue's row that keeps stored bytes (`run:…`, `stream:…`); `below` the folder under
-    which the agent may name files; `now_ms` goes into storage keys.
+    `owner` is the catalogue's row that keeps stored bytes (`run:…`, `stream:…`); `below` the folder
+    under which the agent may name files; `now_ms` goes into storage keys.
     """
 
     workspace: str
@@ -68,8 +69,9 @@ class MultimodalEdgeProcessor:
     async def process_edge_data(self, edge: Edge, data: Any) -> Any:
         """The value as it is recorded: references for media and for what is large, else unchanged.
 
-        Takes raw bytes, `{"path": …}` of a file below `edge.below`, `{"base64": …}` or a base64 text up
-        to 256 KiB, and a reference in any form. `Invalid(OUTPUT_TYPE)` when the value does not fit the pin.
+        Takes raw bytes, `{"path": …}` of a file below `edge.below`, `{"base64": …}` or a base64
+        text up to 256 KiB, and a reference in any form. `Invalid(OUTPUT_TYPE)` when the value does
+        not fit the pin.
         """
         if edge.pin.item_type in BY_REFERENCE:
             return await self._process_media(edge, data)
@@ -83,7 +85,8 @@ class MultimodalEdgeProcessor:
         return await self._store_large(edge, data)
 
     async def validate_reference(self, data: Any, *, workspace: str = "default") -> MediaReference:
-        """The reference as the catalogue knows it; a caller's own metadata is kept beside what was found.
+        """The reference as the catalogue knows it; a caller's own metadata is kept beside what was
+        found.
 
         `NotFound(REFERENCE_NOT_FOUND)` for an unknown or foreign one, `Gone(REFERENCE_EXPIRED)`.
         """
@@ -138,17 +141,13 @@ class MultimodalEdgeProcessor:
 
     async def _adopt_nested(self, edge: Edge, value: Any) -> Any:
         """References inside a JSON value: each is checked, owned, and loses its local `path`."""
-        if is_reference(value):
-            blob = await self._storage.get(value, workspace=edge.workspace)
+
+        async def adopt(reference: dict[str, Any]) -> dict[str, Any]:
+            blob = await self._storage.get(reference, workspace=edge.workspace)
             await self._storage.add_owner(blob.id, edge.owner)
-            return _merged(blob, value).to_dict()
-        match value:
-            case dict() if _may_hold_reference(value):
-                return {k: await self._adopt_nested(edge, v) for k, v in value.items()}
-            case list() if _may_hold_reference(value):
-                return [await self._adopt_nested(edge, v) for v in value]
-            case _:
-                return value
+            return _merged(blob, reference).to_dict()
+
+        return await _each_reference(value, adopt)
 
     async def _store_large(self, edge: Edge, value: Any) -> Any:
         if isinstance(value, bool | int | float) or value is None:
@@ -237,7 +236,7 @@ class MultimodalEdgeProcessor:
                 Code.VALUE_TOO_LARGE,
                 f"{edge.node_id}.{edge.pin.name}: {blob.size} bytes do not fit into the"
                 f" {MAX_INLINE_BYTES} bytes of values that an agent is given",
-                hint="set `byReference: true` in the input pin's metadata and read the file at `path`",
+                hint="set `byReference: true` in the pin's metadata and read the file at `path`",
             )
         return await self._locate_nested(await self.read_value(blob), edge.workspace)
 
@@ -253,23 +252,21 @@ class MultimodalEdgeProcessor:
         """A list value, stored or inline; `Invalid(FOREACH_NOT_A_LIST)` for anything else."""
         if _stands_for_value(value):
             value = await self.read_value(await self._storage.get(value, workspace=workspace))
-        if not isinstance(value, list):
+        if not is_array(value):
             raise Invalid(
                 Code.FOREACH_NOT_A_LIST, f"{_shown(value)} is not a list", hint="give a JSON array"
             )
         return value
 
     async def _locate_nested(self, value: Any, workspace: str) -> Any:
-        if is_reference(value):
-            blob = await self._storage.get(value, workspace=workspace)
-            return self._located(blob, value)
-        match value:
-            case dict() if _may_hold_reference(value):
-                return {k: await self._locate_nested(v, workspace) for k, v in value.items()}
-            case list() if _may_hold_reference(value):
-                return [await self._locate_nested(v, workspace) for v in value]
-            case _:
-                return value
+        async def locate(reference: dict[str, Any]) -> dict[str, Any]:
+            return self._located(await self._storage.get(reference, workspace=workspace), reference)
+
+        return await _each_reference(value, locate)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
 def _stands_for_value(value: Any) -> bool:
@@ -277,9 +274,20 @@ def _stands_for_value(value: Any) -> bool:
     return is_reference(value) and value["type"] in BY_VALUE
 
 
-def _may_hold_reference(value: Any) -> bool:
-    """Spares the walk through large plain values: encoding is a hundred times faster."""
-    return b"mentat://" in msgspec.json.encode(value)
+Change = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+async def _each_reference(value: Any, change: Change) -> Any:
+    """The JSON value with every media reference inside it changed."""
+    if b"mentat://" not in msgspec.json.encode(value):  # spares the walk through plain values
+        return value
+    if is_object(value):
+        if is_reference(value):
+            return await change(value)
+        return {k: await _each_reference(v, change) for k, v in value.items()}
+    if is_array(value):
+        return [await _each_reference(v, change) for v in value]
+    return value
 
 
 def _plain(blob: Blob, described: Any = None) -> dict[str, Any]:
@@ -289,18 +297,16 @@ def _plain(blob: Blob, described: Any = None) -> dict[str, Any]:
 def _merged(blob: Blob, data: Any) -> MediaReference:
     """What probing found wins over what was said."""
     reference = blob.reference()
-    said = _metadata(data) if isinstance(data, Mapping) else {}
+    said = _metadata(data) if is_object(data) else {}
     metadata = {**said, **reference.ref.metadata}
     ref = msgspec.structs.replace(reference.ref, metadata=metadata)
     return msgspec.structs.replace(reference, ref=ref)
 
 
 def _metadata(described: Mapping[str, Any]) -> dict[str, Any]:
-    match described:
-        case {"metadata": dict(found)} | {"ref": {"metadata": dict(found)}}:
-            return {k: v for k, v in found.items() if k != "mimeType"}
-        case _:
-            return {}
+    inner = described.get("ref")
+    found = (inner if is_object(inner) else described).get("metadata")
+    return {k: v for k, v in found.items() if k != "mimeType"} if is_object(found) else {}
 
 
 def _mime(pin: Pin, described: Mapping[str, Any]) -> str | None:

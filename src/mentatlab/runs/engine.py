@@ -1,5 +1,5 @@
-"""The engine: takes runs, conducts each in a task of its own, and after a crash goes on with those that
-had not ended.
+"""The engine: takes runs, conducts each in a task of its own, and after a crash goes on with those
+that had not ended.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from mentatlab.flows.manifest import Manifest, load_manifest
 from mentatlab.flows.plan import Plan, compile_plan
 from mentatlab.protocol.errors import Code, Conflict, MentatError, Unavailable
 from mentatlab.protocol.ids import new_id
-from mentatlab.protocol.pins import Pin, PinType
+from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Runner
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
@@ -50,8 +50,9 @@ MAX_RUNS = 64
 
 
 class Engine:
-    """`await start()`, then runs may be submitted; `await aclose()` stops without ending them: what had not
-    ended goes on at the next start. `scratch` is the folder for attempts and belongs to the engine."""
+    """`await start()`, then runs may be submitted; `await aclose()` stops without ending them: what
+    had not ended goes on at the next start. `scratch` is the folder for attempts and belongs to the
+    engine."""
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class Engine:
             await work()
         except* MentatError as group:
             await self._give_up(conductor, fault_of(first_of(group)))
-        except* Exception as group:
+        except* Exception as group:  # noqa: BLE001 (a bug in one run must not end the others)
             await self._give_up(conductor, internal_fault(first_of(group)))
         await self._clear(conductor.row.id)
 
@@ -177,7 +178,7 @@ class Engine:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _give_up(self, conductor: Conductor, fault: ev.Fault) -> None:
-        """The run cannot be recorded any further: try to record that, else the next start goes on."""
+        """The run cannot go on: try to record that, else the next start goes on with it."""
         logger.exception("run %s cannot go on: %s", conductor.row.id, fault.message)
         try:
             await conductor.fail(fault)
@@ -194,7 +195,8 @@ class Engine:
         workspace: str = "default",
         idempotency_key: str | None = None,
     ) -> RunView:
-        """Check and start a run. `ValidationFailed` with every problem of the flow, or of the inputs.
+        """Check and start a run. `ValidationFailed` with every problem of the flow, or of the
+        inputs.
 
         The same `idempotency_key` with the same request answers the run that it made before.
         """
@@ -251,7 +253,8 @@ class Engine:
         return [summary(row) for row in rows]
 
     async def cancel(self, run_id: str, *, workspace: str) -> RunView:
-        """Ask the run to stop; `wait` tells when it has. `Conflict(RUN_TERMINAL)` when it has ended."""
+        """Ask the run to stop; `wait` tells when it has. `Conflict(RUN_TERMINAL)` when it has
+        ended."""
         conductor = await self._find(run_id, workspace)
         if conductor.state.finished or run_id not in self._live:
             raise Conflict(Code.RUN_TERMINAL, f"the run {run_id} has ended: {conductor.row.state}")
@@ -259,7 +262,8 @@ class Engine:
         return await self.get(run_id, workspace=workspace)
 
     async def wait(self, run_id: str, *, workspace: str | None = None) -> RunView:
-        """The run when it has ended, with its streams. Cancelling the waiter does not touch the run."""
+        """The run when it has ended, with its streams. Cancelling the waiter does not touch the
+        run."""
         task = self._tasks.get(run_id)
         if task is not None:
             await asyncio.wait([task])
@@ -275,7 +279,7 @@ class Engine:
             edges = conductor.plan.node(name).inputs
             collected = any(e.target_pin == pin and e.adapter == "collect" for e in edges)
             value = found.get(f"{name}.{pin}")
-            if collected and isinstance(value, dict) and "stream_id" in value:
+            if collected and is_object(value) and "stream_id" in value:
                 records = await standing_records(self._services, value["stream_id"])
                 found[f"{name}.{pin}"] = [
                     r.payload.get("ref", r.payload.get("data")) for r in records

@@ -1,8 +1,8 @@
 """What a run's log holds: the committed facts, in order, and their stored form.
 
-State is the fold of these events (`decide.apply`), so a run is recovered by reading its log. An event's
-stored `type` is `name/version`; a field may be added with a default, any other change is a new version.
-Stream chunks are never events. The encoded payload of one event is at most 64 KiB.
+State is the fold of these events (`decide.apply`), so a run is recovered by reading its log. An
+event's stored `type` is `name/version`; a field may be added with a default, any other change is a
+new version. Stream chunks are never events. The encoded payload of one event is at most 64 KiB.
 """
 
 from typing import Any, Literal
@@ -28,7 +28,8 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
-    """`at` in Unix seconds; `node` empty = the run itself; `item` set = one item of a `forEach` node."""
+    """`at` in Unix seconds; `node` empty = the run itself; `item` set = one item of a `forEach`
+    node."""
 
     at: float
     node: str = ""
@@ -36,27 +37,28 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_f
     attempt: int = 0
 
 
-class RunCreated(Event, tag="run_created/1"):
+class RunCreated(Event, frozen=True, kw_only=True, tag="run_created/1"):
     flow_id: str
     digest: str
 
 
-class RunStarted(Event, tag="run_started/1"):
+class RunStarted(Event, frozen=True, kw_only=True, tag="run_started/1"):
     pass
 
 
-class NodeStarted(Event, tag="node_started/1"):
-    """`resume_from`: per stream output pin the sequence up to which earlier attempts' records stand."""
+class NodeStarted(Event, frozen=True, kw_only=True, tag="node_started/1"):
+    """`resume_from`: per stream output pin the sequence up to which earlier attempts' records
+    stand."""
 
     resume_from: dict[str, int] = {}
 
 
-class NodeSucceeded(Event, tag="node_succeeded/1"):
+class NodeSucceeded(Event, frozen=True, kw_only=True, tag="node_succeeded/1"):
     outputs: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
 
 
-class RetryScheduled(Event, tag="retry_scheduled/1"):
+class RetryScheduled(Event, frozen=True, kw_only=True, tag="retry_scheduled/1"):
     """The attempt failed and another will start at `retry_at` (Unix seconds)."""
 
     error: Fault
@@ -64,30 +66,30 @@ class RetryScheduled(Event, tag="retry_scheduled/1"):
     resume_from: dict[str, int] = {}
 
 
-class NodeFailed(Event, tag="node_failed/1"):
+class NodeFailed(Event, frozen=True, kw_only=True, tag="node_failed/1"):
     error: Fault
 
 
-class NodeUpstreamFailed(Event, tag="node_upstream_failed/1"):
+class NodeUpstreamFailed(Event, frozen=True, kw_only=True, tag="node_upstream_failed/1"):
     upstream: str
 
 
-class NodeCancelled(Event, tag="node_cancelled/1"):
+class NodeCancelled(Event, frozen=True, kw_only=True, tag="node_cancelled/1"):
     pass
 
 
-class ItemsVoided(Event, tag="items_voided/1"):
-    """The source of a `forEach` node began again: items after `above` count no more. `attempt` is the
-    node's new one."""
+class ItemsVoided(Event, frozen=True, kw_only=True, tag="items_voided/1"):
+    """The source of a `forEach` node began again: items after `above` count no more. `attempt` is
+    the node's new one."""
 
     above: int
 
 
-class RunEnding(Event, tag="run_ending/1"):
+class RunEnding(Event, frozen=True, kw_only=True, tag="run_ending/1"):
     reason: EndingReason
 
 
-class RunFinished(Event, tag="run_finished/1"):
+class RunFinished(Event, frozen=True, kw_only=True, tag="run_finished/1"):
     state: RunEnd
     reason: str = ""
     error: Fault | None = None
@@ -118,7 +120,7 @@ def encode(event: RunFact) -> bytes:
         raise TooLarge(
             Code.VALUE_TOO_LARGE,
             f"the outputs of {event.node} take {len(data)} bytes, over {MAX_PAYLOAD_BYTES}",
-            hint="give fewer or larger values: a value over 32 KiB is stored and passed by reference",
+            hint="give fewer outputs, or larger ones: those go by reference",
         )
     return data
 

@@ -26,7 +26,8 @@ Flows = list[StoredFlow]
 
 
 class FlowStore:
-    """Flows of a workspace. Putting a document makes it the current version; older ones stay readable."""
+    """Flows of a workspace. Putting a document makes it the current version; older ones stay
+    readable."""
 
     def __init__(self, database: Database) -> None:
         self._db = database

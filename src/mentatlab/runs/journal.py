@@ -1,7 +1,7 @@
 """What a run says to those who watch: its events as a lane, its nodes' logs as memory lanes.
 
-The lane `(run, "_run", "events")` is the projection of the committed log, one record per event, so its
-count of records says how far it is; publishing again what was published changes nothing.
+The lane `(run, "_run", "events")` is the projection of the committed log, one record per event, so
+its count of records says how far it is; publishing again what was published changes nothing.
 """
 
 import asyncio

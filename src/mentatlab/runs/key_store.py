@@ -1,6 +1,7 @@
 """API keys: stored as hashes, shown once.
 
-A key is 32 random bytes, so a plain SHA-256 of it cannot be guessed back; a slow hash would only slow us.
+A key is 32 random bytes, so a plain SHA-256 of it cannot be guessed back; a slow hash would only
+slow us.
 """
 
 import hashlib
@@ -71,7 +72,10 @@ class KeyStore:
 
     async def list(self, *, workspace: str | None = None) -> Keys:
         """Keys that are not revoked, oldest first; of all workspaces without one."""
-        sql = "SELECT * FROM keys WHERE revoked_at IS NULL AND (? IS NULL OR workspace = ?) ORDER BY id"
+        sql = (
+            "SELECT * FROM keys WHERE revoked_at IS NULL AND (? IS NULL OR workspace = ?)"
+            " ORDER BY id"
+        )
         rows = await self._db.read(lambda db: db.execute(sql, (workspace, workspace)).fetchall())
         return [_key(row) for row in rows]
 

@@ -19,8 +19,8 @@ def stream_id(run_id: str, node_id: str, pin: str) -> str:
 class Standing:
     """The sequences of a lane whose records no later attempt has voided.
 
-    `cut` comes with the decision to begin again, `reopen` when the log has the new `stream_start`: what
-    is read in between belongs to the old attempt.
+    `cut` comes with the decision to begin again, `reopen` when the log has the new `stream_start`:
+    what is read in between belongs to the old attempt.
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ((1, 0),)) -> None:

@@ -1,4 +1,5 @@
-"""A `forEach` node at work: its source read with a bounded lead, its outputs appended in item order."""
+"""A `forEach` node at work: its source read with a bounded lead, its outputs appended in item
+order."""
 
 import asyncio
 from collections import deque
@@ -21,7 +22,8 @@ from mentatlab.runs.decide import ItemsOffered, LaneActive, MapFailed, Signal
 from mentatlab.runs.lanes import stream_id
 
 _LEAD = 2
-"""Elements read ahead of the first unfinished item, in windows: values in memory are bounded by it."""
+"""Elements read ahead of the first unfinished item, in windows: values in memory are bounded by it.
+"""
 
 
 class _Now(TypedDict):
@@ -55,8 +57,9 @@ class MapSource:
 class MapOutput:
     """Appends one record per item and pin, after the item's commit, in item order (or as they end).
 
-    `expect` names the items in their order, `done` brings outcomes, `flush` appends what may be appended
-    and gives the items that are finished with. Exactly once: the log knows the producer's sequence.
+    `expect` names the items in their order, `done` brings outcomes, `flush` appends what may be
+    appended and gives the items that are finished with. Exactly once: the log knows the producer's
+    sequence.
     """
 
     def __init__(self, services: Services, run: RunInfo, node: PlanNode, *, attempt: int) -> None:
@@ -148,7 +151,8 @@ class MapOutput:
 
 
 class MapWork:
-    """The tasks of a `forEach` node in its present attempt: a reader, and over a stream an appender.
+    """The tasks of a `forEach` node in its present attempt: a reader, and over a stream an
+    appender.
 
     `tell` takes signals for `decide`.
     """

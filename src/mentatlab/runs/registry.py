@@ -48,8 +48,8 @@ Agents = list[RegisteredAgent]
 
 
 class AgentRegistry:
-    """`roots` are folders of manifest folders, or manifest folders themselves; more are added by `add`
-    and remembered in the database when there is one. `await load()` before use."""
+    """`roots` are folders of manifest folders, or manifest folders themselves; more are added by
+    `add` and remembered in the database when there is one. `await load()` before use."""
 
     def __init__(
         self,
@@ -103,14 +103,13 @@ class AgentRegistry:
 
     async def add(self, directory: Path, *, now: float = 0.0) -> RegisteredAgent:
         """Load one manifest folder and remember it; raises what is wrong with it."""
-        directory = directory.absolute()
         agent = await asyncio.to_thread(self._read, directory)
         if self._db is not None:
             sql = "INSERT OR IGNORE INTO agents VALUES (?, ?)"
-            values = (str(directory), now)
+            values = (str(agent.directory), now)
             await self._db.write(lambda db: db.execute(sql, values).rowcount)
         self._agents[agent.id, agent.version] = agent
-        self._broken.pop(directory, None)
+        self._broken.pop(agent.directory, None)
         return agent
 
     async def _remembered(self) -> tuple[Path, ...]:
@@ -137,6 +136,7 @@ class AgentRegistry:
         return agents, broken
 
     def _read(self, directory: Path) -> RegisteredAgent:
+        directory = directory.absolute()
         path = manifest_path(directory)
         if path is None:
             raise Invalid(
@@ -166,7 +166,8 @@ def _folders(roots: Iterable[Path]) -> Iterable[Path]:
 
 
 def semver_key(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
-    """Sorts by the precedence of SemVer 2.0 §11: a pre-release before its release, numbers before words."""
+    """Sorts by the precedence of SemVer 2.0 §11: a pre-release before its release, numbers before
+    words."""
     core, _, pre = version.partition("+")[0].partition("-")
     parts = tuple(
         (not part.isdigit(), int(part) if part.isdigit() else 0, part)

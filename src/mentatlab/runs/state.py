@@ -1,7 +1,7 @@
 """The state of one run as a value, and `apply`: the state after one more committed event.
 
-Pure. A `forEach` node keeps only its live items; of finished ones it keeps two bit sets, so its size is
-that of its window plus a bit per item.
+Pure. A `forEach` node keeps only its live items; of finished ones it keeps two bit sets, so its
+size is that of its window plus a bit per item.
 """
 
 from collections.abc import Iterator, Mapping
@@ -55,8 +55,8 @@ LIVE = frozenset({NodePhase.RUNNING, NodePhase.RETRY_WAIT})
 class Unit:
     """What attempts run for: a node, or one item of a `forEach` node.
 
-    `failures` counts failed attempts, `losses` those that ended with the server; `attempt` rises with
-    every start, restarts by others included.
+    `failures` counts failed attempts, `losses` those that ended with the server; `attempt` rises
+    with every start, restarts by others included.
     """
 
     phase: NodePhase = NodePhase.PENDING
@@ -79,9 +79,10 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState(Unit):
-    """`items`, `succeeded`, `failed` (bit i = item i), `last_item`, `offered`, `closed` are of `forEach`
-    nodes: live items, outcomes, the highest item started, items that wait for a place in the window, and
-    whether the source has ended. `offered` and `closed` are told again after a recovery."""
+    """`items`, `succeeded`, `failed` (bit i = item i), `last_item`, `offered`, `closed` are of
+    `forEach` nodes: live items, outcomes, the highest item started, items that wait for a place in
+    the window, and whether the source has ended. `offered` and `closed` are told again after a
+    recovery."""
 
     upstream: str = ""
     next_resume: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -1,7 +1,7 @@
 """The run store port and its SQLite form: runs, their event logs, flow snapshots, idempotency keys.
 
-Appending events and changing the run's row are one transaction, fenced by the lease epoch: an owner that
-lost its lease cannot append.
+Appending events and changing the run's row are one transaction, fenced by the lease epoch: an owner
+that lost its lease cannot append.
 """
 
 import sqlite3
@@ -24,7 +24,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of `runs`; times are Unix seconds. `closed`: the streams and the projection are done too."""
+    """One row of `runs`; times are Unix seconds. `closed`: the streams and the projection are done
+    too."""
 
     id: str
     workspace: str
@@ -65,7 +66,8 @@ class RunStore(Protocol):
         events: Sequence[ev.RunFact],
         idempotency: Idempotency | None = None,
     ) -> str:
-        """The new run's id, or that of the run which the same key made before, with nothing written.
+        """The new run's id, or that of the run which the same key made before, with nothing
+        written.
 
         `Conflict(IDEMPOTENCY_CONFLICT)` when the key was used for another request.
         """
@@ -100,9 +102,7 @@ class RunStore(Protocol):
         """Newest first; `before` is a run id."""
         ...
 
-    async def events(
-        self, run_id: str, after: int = 0, limit: int | None = None
-    ) -> Log:
+    async def events(self, run_id: str, after: int = 0, limit: int | None = None) -> Log:
         """In order, with their sequence numbers."""
         ...
 
@@ -113,8 +113,8 @@ class RunStore(Protocol):
     async def snapshot(self, digest: str) -> Snapshot: ...
 
 
-_ROW = """id, workspace, flow_id, digest, engine_version, inputs, state, reason, created_at, started_at,
- finished_at, owner, epoch, last_seq, closed"""
+_ROW = """id, workspace, flow_id, digest, engine_version, inputs, state, reason, created_at,
+ started_at, finished_at, owner, epoch, last_seq, closed"""
 
 
 class SqliteRunStore:
@@ -158,8 +158,8 @@ class SqliteRunStore:
 
         def work(db: sqlite3.Connection) -> None:
             changed = db.execute(
-                "UPDATE runs SET state = ?, reason = ?, started_at = ?, finished_at = ?, last_seq = ?"
-                " WHERE id = ? AND epoch = ? AND last_seq = ?",
+                "UPDATE runs SET state = ?, reason = ?, started_at = ?, finished_at = ?,"
+                " last_seq = ? WHERE id = ? AND epoch = ? AND last_seq = ?",
                 (
                     row.state,
                     row.reason,
@@ -216,9 +216,7 @@ class SqliteRunStore:
         rows = await self._db.read(lambda db: db.execute(sql, (*values, limit)).fetchall())
         return [_row(r) for r in rows]
 
-    async def events(
-        self, run_id: str, after: int = 0, limit: int | None = None
-    ) -> Log:
+    async def events(self, run_id: str, after: int = 0, limit: int | None = None) -> Log:
         sql = (
             "SELECT seq, payload FROM run_events WHERE run_id = ? AND seq > ? ORDER BY seq LIMIT ?"
         )

@@ -1,4 +1,5 @@
-"""Everything below HTTP in one process, for tests and benchmarks: real databases, real agent processes."""
+"""Everything below HTTP in one process, for tests and benchmarks: real databases, real agent
+processes."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
