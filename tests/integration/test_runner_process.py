@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -285,7 +284,6 @@ HOST = """
     sys.path.insert(0, {here!r})
     from pathlib import Path
     from support.agent_processes import Bench
-    from mentatlab.protocol.agent import Warm
     from mentatlab.runners import LocalRunner
 
     AGENT = '''
@@ -295,34 +293,34 @@ HOST = """
         pids = [os.getpid(), subprocess.Popen(argv, **quiet).pid,
                 subprocess.Popen(argv, start_new_session=True, **quiet).pid]
         print("pids", *pids)
-        print('{{"type": "ready"}}')
         while True: time.sleep(600)
     '''
 
     async def main():
         bench = Bench(Path({folder!r}))
-        warm = Warm() if {warm} else None
-        async with LocalRunner().attempt(bench.invocation(AGENT, warm=warm)) as attempt:
-            if warm:
-                await asyncio.sleep(600)
+        async with LocalRunner().attempt(bench.invocation(AGENT)) as attempt:
             async for event in attempt.events():
-                if event.message if hasattr(event, "message") else "":
-                    print(event.message, flush=True)
+                print(event.message, flush=True)
     asyncio.run(main())
 """
 
 
-async def test_no_agent_survives_a_kill_9_of_the_host(tmp_path: Path) -> None:
+def _start(command: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_no_agent_survives_its_host(tmp_path: Path, number: int) -> None:
     host_file = tmp_path / "host.py"
     here = str(Path(__file__).parents[1])
-    host_file.write_text(textwrap.dedent(HOST.format(here=here, folder=str(tmp_path), warm=False)))
-    host = subprocess.Popen([sys.executable, str(host_file)], stdout=subprocess.PIPE, text=True)
+    host_file.write_text(textwrap.dedent(HOST.format(here=here, folder=str(tmp_path))))
+    host = _start([sys.executable, str(host_file)])
     assert host.stdout
     line = await asyncio.to_thread(host.stdout.readline)
     pids = [int(word) for word in line.split()[1:]]
     assert len(pids) == 3
     assert all(alive(p) for p in pids)
-    host.send_signal(signal.SIGKILL)
+    host.send_signal(number)
     host.wait()
     host.stdout.close()
     await eventually(lambda: not any(alive(p) for p in pids))
@@ -336,7 +334,3 @@ async def test_limits_are_set(bench: Bench, runner: LocalRunner) -> None:
     """
     outcome, _ = await perform(runner, bench.invocation(source))
     assert outcome.outputs == {"text": "0"}
-
-
-def test_the_guardian_is_not_an_agent_of_the_host() -> None:
-    assert "MENTAT_PROCESS" not in os.environ

@@ -215,7 +215,7 @@ async def test_one_that_dies_before_ready(bench: Bench, runner: LocalRunner) -> 
 async def test_breaches_of_the_protocol(
     bench: Bench, runner: LocalRunner, talk: str, code: Code
 ) -> None:
-    """By an agent without the SDK. Nobody reads its events: the flood is one that ignores credit."""
+    """By an agent without the SDK. Nobody reads its events: the flood ignores its credit."""
     source = f"""
 import json, os, sys, time
 say = lambda **e: print(json.dumps(e), flush=True)
