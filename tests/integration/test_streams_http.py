@@ -1,7 +1,6 @@
 """Streams through real sockets: uvicorn on a free port, WebSocket and raw SSE clients."""
 
 import asyncio
-import importlib.util
 import json
 import random
 import signal
@@ -21,15 +20,8 @@ from websockets.typing import Subprotocol
 from mentatlab.protocol.records import data_draft
 from mentatlab.protocol.tokens import Claims, mint
 from mentatlab.streams import StreamingConnectionManager, open_hub
-
-_HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("streams_server", _HERE / "streams_server.py")
-assert _spec is not None
-assert _spec.loader is not None
-streams_server = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(streams_server)
-SECRET, SseReader = streams_server.SECRET, streams_server.SseReader
-stream_server = streams_server.stream_server
+from support import streams_server
+from support.streams_server import SECRET, SseReader, stream_server
 
 MSP = [Subprotocol("msp.v1+json")]
 
@@ -186,7 +178,8 @@ async def test_bad_records_are_refused(client: Client, body: Any, status: int, c
 
 async def test_a_body_that_is_not_json_is_refused(client: Client) -> None:
     path = f"/api/v1/streams/{(await client.init())['stream_id']}/records"
-    assert (await client.http.post(path, content=b"{")).status_code == 400
+    for body in (b"{", b"\xff", b"[" * 100_000, b'{"data": "\\ud800"}', b"NaN"):
+        assert (await client.http.post(path, content=body)).status_code == 400
     assert (await client.http.post(path, content=b"[" * (9 << 20))).status_code == 413
 
 
@@ -341,6 +334,8 @@ async def test_a_plain_client_publishes_and_sees_it_come_back(client: Client) ->
     [
         ("not json", 4100),
         ("[1]", 4100),
+        ("[" * 100_000, 4100),
+        ('{"data": "\\ud800"}', 4100),
         ('{"type":"subscribe"}', 4100),
         (b"\x00", 4100),
         (json.dumps({"data": "x" * (1 << 20)}), 4113),
@@ -602,6 +597,17 @@ async def test_a_slow_reader_costs_one_batch_and_is_cut(client: Client) -> None:
         assert json.loads(await again.recv())["sequence"] == len(got) + 1
 
 
+async def test_a_slow_sse_reader_costs_one_batch_and_gets_everything(client: Client) -> None:
+    stream_id = (await client.init(durability="memory"))["stream_id"]
+    stream = await client.sse(stream_id)
+    for _ in range(40):  # 12 MB in all: far more than sockets hold
+        await client.hub.publish(stream_id, [data_draft("x" * 60_000) for _ in range(5)])
+        assert client.hub.statistics().held_bytes <= 256 * 1024
+    await client.hub.end_stream(stream_id)
+    found = [event for event in await stream.events() if event[0].startswith("stream_")]
+    assert [json.loads(data)["sequence"] for _, _, data in found] == list(range(1, 203))
+
+
 async def test_draining_sends_1012_and_ends_sse(hub: StreamingConnectionManager) -> None:
     async with stream_server(hub) as port:
         session = await hub.create_stream("a", "p")
@@ -623,7 +629,7 @@ def _written(path: Path) -> str:
 
 async def _started(database: Path, port_file: Path) -> tuple[asyncio.subprocess.Process, int]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(_HERE / "streams_server.py"), str(database), str(port_file)
+        sys.executable, streams_server.__file__, str(database), str(port_file)
     )
     async with asyncio.timeout(30):
         while not _written(port_file):

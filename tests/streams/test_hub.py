@@ -5,10 +5,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from mentatlab.protocol.errors import Code, Fenced, Forbidden, Gone, Invalid, NotFound
 from mentatlab.protocol.records import Cursor, Draft, RecordType, data_draft
-from mentatlab.streams import StreamingConnectionManager, Subscription, open_hub
+from mentatlab.streams import (
+    Lane,
+    StreamingConnectionManager,
+    StreamRegistry,
+    Subscription,
+    open_hub,
+)
 from mentatlab.streams.buffer import TAIL_BYTES
 from mentatlab.streams.port import READ_BYTES
 from mentatlab.streams.subscription import Start, start_at
@@ -253,6 +260,18 @@ async def test_open_lanes_are_counted_and_known_after_a_restart(tmp_path: Path) 
     assert hub.statistics().open == {}
     assert (await hub.identity(session.stream_id)).state == "ended"
     await hub.aclose()
+
+
+def test_the_registry_knows_open_lanes_only() -> None:
+    registry = StreamRegistry()
+    lane = Lane(stream_id="st_1", run_id="rn_1", node_id="n", pin_name="p", workspace="default")
+    registry.register(lane)
+    registry.register(structs.replace(lane, stream_id="st_2", state="ended"))
+    assert registry.get("st_1") == lane
+    assert registry.get("st_2") is None
+    assert registry.statistics() == {"commit": 1}
+    registry.forget_run("rn_1")
+    assert registry.get("st_1") is None
 
 
 HEAD = Cursor(4, 10)

@@ -37,9 +37,11 @@ def make_app(hub: StreamingConnectionManager, **timing: float) -> ASGIApp:
 
 
 @asynccontextmanager
-async def stream_server(hub: StreamingConnectionManager, **timing: float) -> AsyncIterator[int]:
+async def stream_server(
+    hub: StreamingConnectionManager, *, port: int = 0, **timing: float
+) -> AsyncIterator[int]:
     """Its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         async with serving(make_app(hub, **timing), listener, drain=hub.drain):
             yield listener.getsockname()[1]
 
