@@ -45,6 +45,58 @@ COUNTER = """
     print(json.dumps({"type": "result", "outputs": {}}))
 """
 
+# Doubles a number; notes how many of its kind run at once.
+DOUBLE = """
+    import json, os, pathlib, sys, time
+    payload = json.load(sys.stdin)
+    marks = pathlib.Path(payload["spec"]["marks"])
+    mine = marks / f"run-{os.getpid()}"
+    mine.touch()
+    (marks / f"at-{os.getpid()}").write_text(str(len(list(marks.glob("run-*")))))
+    time.sleep(0.05)
+    mine.unlink()
+    print(json.dumps({"text": str(int(payload["text"]) * 2)}))
+"""
+ONLY_EVEN = """
+    import json, sys
+    payload = json.load(sys.stdin)
+    if int(payload["text"]) % 2:
+        sys.exit("odd")
+    print(json.dumps({"text": payload["text"]}))
+"""
+# Fails for now once its two chunks were read; good the second time.
+FLAKY_PRODUCER = """
+    import json, os, pathlib, sys, time
+    payload = json.load(sys.stdin)
+    def say(*lines):
+        for line in lines:
+            print(json.dumps({"type": "chunk", "pin": "lines", "data": line}), flush=True)
+    tried = pathlib.Path(payload["spec"]["tried"])
+    if not tried.exists():
+        tried.touch()
+        say("bad", "worse")
+        while not os.path.exists(payload["spec"]["seen"]):
+            time.sleep(0.01)
+        sys.exit(3)
+    say("good", "better", "best")
+    print(json.dumps({"type": "result", "outputs": {}}))
+"""
+SUM = """
+    import json, sys
+    payload = json.load(sys.stdin)
+    print(json.dumps({"text": str(sum(map(int, payload["all"])))}))
+"""
+
+
+class _Any:
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and other["code"] == "AGENT_EXIT"
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+ANY_ERROR = _Any()
+
 
 def flow(nodes: list[dict[str, Any]], edges: list[tuple[str, str]]) -> dict[str, Any]:
     return {
@@ -84,3 +136,137 @@ async def test_a_consumer_gets_the_first_chunk_before_the_producer_has_ended(
         assert done.outputs == {"read.text": "first last"}
         assert done.streams[0].state == "ended"
         assert await data_of(house, stream.stream_id) == [("first", None), ("last", None)]
+
+
+async def test_a_stream_is_mapped_item_by_item_in_order_within_its_window(tmp_path: Path) -> None:
+    agents, marks = tmp_path / "agents", tmp_path / "marks"
+    marks.mkdir()
+    write_agent(agents, "counter", COUNTER, inputs=[TEXT], outputs=[LINES])
+    write_agent(agents, "double", DOUBLE, inputs=[TEXT], outputs=[TEXT])
+    write_agent(agents, "reader", READER, inputs=[LINES], outputs=[TEXT])
+    double: dict[str, Any] = {"id": "double", "type": "double", "params": {"marks": str(marks)}}
+    document = flow(
+        [
+            {"id": "count", "type": "counter", "params": {"text": "7"}},
+            {**double, "forEach": "text", "maxParallel": 2},
+            {"id": "read", "type": "reader"},
+        ],
+        [("count.lines", "double.text"), ("double.text", "read.lines")],
+    )
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done
+        assert done.outputs == {"read.text": "0 2 4 6 8 10 12"}
+        node = next(n for n in done.nodes if n.id == "double")
+        assert node.items is not None
+        assert (node.items.succeeded, node.items.failed) == (7, 0)
+        stream = next(s for s in done.streams if s.node_id == "double")
+        records = await data_of(house, stream.stream_id)
+        assert [item for _, item in records] == [2, 3, 4, 5, 6, 7, 8]  # the source's sequences
+    at_once = [int(path.read_text()) for path in marks.glob("at-*")]
+    assert len(at_once) == 7
+    assert max(at_once) <= 2
+
+
+async def test_items_that_fail_are_collected_or_skipped_and_the_run_is_partial(
+    tmp_path: Path,
+) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "counter", COUNTER, inputs=[TEXT], outputs=[LINES])
+    write_agent(agents, "odd", ONLY_EVEN, inputs=[TEXT], outputs=[TEXT])
+    async with open_house(tmp_path / "home", [agents]) as house:
+        for policy, expected in (
+            ("collect", ["0", {"item": 3, "error": ANY_ERROR}, "2"]),
+            ("skip", ["0", "2"]),
+        ):
+            document = flow(
+                [
+                    {"id": "count", "type": "counter", "params": {"text": "3"}},
+                    {"id": "odd", "type": "odd", "forEach": "text", "onItemError": policy},
+                ],
+                [("count.lines", "odd.text")],
+            )
+            run = await house.engine.submit(document, {})
+            done = await house.engine.wait(run.id)
+            assert done.state == "partial", done
+            records = await data_of(house, done.streams[1].stream_id)
+            assert [value for value, _ in records] == expected
+            node = done.nodes[1]
+            assert node.items is not None
+            assert (node.items.succeeded, node.items.failed) == (2, 1)
+
+
+async def test_fail_fast_and_max_failed_end_the_node_with_the_items_error(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "counter", COUNTER, inputs=[TEXT], outputs=[LINES])
+    write_agent(agents, "odd", ONLY_EVEN, inputs=[TEXT], outputs=[TEXT])
+    async with open_house(tmp_path / "home", [agents]) as house:
+        for more in ({}, {"onItemError": "skip", "maxFailed": 1}):
+            document = flow(
+                [
+                    {"id": "count", "type": "counter", "params": {"text": "6"}},
+                    {"id": "odd", "type": "odd", "forEach": "text", **more},
+                ],
+                [("count.lines", "odd.text")],
+            )
+            done = await house.engine.wait((await house.engine.submit(document, {})).id)
+            assert (done.state, done.reason) == ("failed", "node_failed")
+            assert done.error is not None
+            assert done.error.code == "AGENT_EXIT"
+            assert "item " in done.error.message
+            assert done.streams[1].state == "errored"
+
+
+async def test_a_producer_that_tries_again_begins_its_lane_again(tmp_path: Path) -> None:
+    """Exit 3 after two chunks, then success: the consumer, who had read them, starts again."""
+    agents = tmp_path / "agents"
+    write_agent(agents, "flaky", FLAKY_PRODUCER, outputs=[LINES])
+    write_agent(agents, "reader", READER, inputs=[LINES], outputs=[TEXT])
+    files = {"tried": str(tmp_path / "tried"), "seen": str(tmp_path / "seen")}
+    document = flow(
+        [
+            {"id": "produce", "type": "flaky", "params": files, "retry": {"base_s": 0.01}},
+            {"id": "read", "type": "reader", "params": {"seen": files["seen"]}},
+        ],
+        [("produce.lines", "read.lines")],
+    )
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done
+        assert done.outputs == {"read.text": "good better best"}
+        assert {n.id: n.attempt for n in done.nodes} == {"produce": 2, "read": 2}
+        async with house.hub.subscribe(run.streams[0].stream_id) as records:
+            kinds = [(str(r.type), r.attempt) async for r in records]
+        assert kinds == [
+            ("stream_start", 1),
+            ("stream_data", 1),
+            ("stream_data", 1),
+            ("stream_start", 2),
+            ("stream_data", 2),
+            ("stream_data", 2),
+            ("stream_data", 2),
+            ("stream_end", None),
+        ]
+
+
+async def test_a_value_flows_into_a_stream_pin_and_a_stream_into_a_json_pin(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "counter", COUNTER, inputs=[TEXT], outputs=[LINES])
+    write_agent(agents, "reader", READER, inputs=[LINES], outputs=[TEXT])
+    write_agent(agents, "sum", SUM, inputs=[{"name": "all", "type": "json"}], outputs=[TEXT])
+    document = flow(
+        [
+            {"id": "ask", "type": "ui.prompt"},
+            {"id": "read", "type": "reader"},
+            {"id": "count", "type": "counter"},
+            {"id": "sum", "type": "sum"},
+        ],
+        [("ask.text", "read.lines"), ("read.text", "count.text"), ("count.lines", "sum.all")],
+    )
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {"ask": "4"})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done
+        assert done.outputs == {"sum.text": "6"}
