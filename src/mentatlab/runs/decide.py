@@ -671,7 +671,7 @@ def _needed(plan: Plan, node: PlanNode) -> bool:
 
 def _timeout(plan: Plan) -> Fault:
     return Fault(
-        Code.AGENT_TIMEOUT,
+        Code.RUN_TIMEOUT,
         f"the run took longer than its {plan.timeout_s:g} s",
         "raise runConfig.timeoutSeconds",
         "timeout",
