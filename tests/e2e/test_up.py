@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx2
 import pytest
-
 from tests.gateway.conftest import ECHO, ECHO_FLOW, write_agent
 from tests.support.server import COMMAND, environment, mentatlab, up
 
@@ -247,7 +246,7 @@ def test_the_first_line_says_where(home: Path):
     )
     with process:
         assert process.stdout
-    assert process.stderr
+        assert process.stderr
         line = process.stdout.readline()
         url = line.split()[-1]
         assert httpx2.get(f"{url}/readyz").status_code == 200

@@ -63,7 +63,7 @@ def up(home: Path, *options: str | Path, env: Mapping[str, str] = {}) -> Generat
     )
     with process:
         assert process.stdout
-    assert process.stderr
+        assert process.stderr
         line = process.stdout.readline()
         if not line:
             raise AssertionError(process.stderr.read())

@@ -18,12 +18,12 @@ from mentatlab.protocol.pins import Pin
 MANIFEST = """\
 id: {id}
 version: 0.1.0
-runtime: python3
+runtime: python3.11
 description: Says what it was told, louder.
 inputs:
   - {{name: text, type: string}}
 outputs:
-  - {{name: text, type: string}}
+  - {{name: loud, type: string}}
 """
 MAIN = """\
 from mentatlab.sdk import Agent, run
@@ -31,7 +31,7 @@ from mentatlab.sdk import Agent, run
 
 class {name}(Agent):
     def process(self, inputs):
-        return {{"text": inputs["text"].upper()}}
+        return {{"loud": inputs["text"].upper()}}
 
 
 if __name__ == "__main__":
@@ -48,7 +48,7 @@ graph:
     - {{id: result, type: ui.console}}
   edges:
     - {{from: words.text, to: agent.text}}
-    - {{from: agent.text, to: result.text}}
+    - {{from: agent.loud, to: result.loud}}
 """
 
 
@@ -77,11 +77,12 @@ def new(*, name: str, parent: Path) -> None:
     if folder.exists():
         raise Conflict(Code.CONFLICT, f"{folder} is there already", hint="choose another name")
     (folder / "src").mkdir(parents=True)
+    agent_id = name if "." in name else f"my.{name}"
     words = re.split(r"[_.-]+", name)
     files = {
-        "manifest.yaml": MANIFEST.format(id=name),
+        "manifest.yaml": MANIFEST.format(id=agent_id),
         "src/main.py": MAIN.format(name="".join(word.capitalize() for word in words)),
-        "flow.mlab": FLOW.format(id=name),
+        "flow.mlab": FLOW.format(id=agent_id),
     }
     for path, text in files.items():
         (folder / path).write_text(text)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mentatlab import home
-from mentatlab.cli.output import note
+from mentatlab.cli.output import note, wants_json
 from mentatlab.sdk.client import AsyncClient
 
 
@@ -77,7 +77,7 @@ async def _find(target: Target, stack: contextlib.AsyncExitStack) -> tuple[str, 
     from mentatlab import app  # heavy, and not needed to talk to a server
 
     settings = app.read_settings(home=place, host="127.0.0.1", port=0, agent_dirs=target.agent_dirs)
-    if not target.quiet:
+    if not (target.quiet or wants_json()):
         note(f"no server runs on {place}; starting one for this command")
     running = await stack.enter_async_context(
         app.running(replace(settings, recover=target.recover))
