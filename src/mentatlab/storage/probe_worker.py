@@ -51,9 +51,11 @@ def probe_timed(path: str) -> Found:
     from av.stream import Disposition
 
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_PROBE_SIZE}
-    # Tags in an old 8-bit encoding are no reason to know nothing; PyAV 19 always replaces.
-    tags = {} if av.__version__ >= "19" else {"metadata_errors": "replace"}
-    with av.open(path, options=options, **tags) as container:
+    if av.__version__ >= "19":  # which replaces tags in an old 8-bit encoding; older ones can
+        opened = av.open(path, options=options)
+    else:
+        opened = av.open(path, options=options, metadata_errors="replace")
+    with opened as container:
         found: Found = {}
         if container.duration is not None and container.duration > 0:
             found["duration"] = round(container.duration / 1_000_000, 3)  # from µs
