@@ -1,0 +1,116 @@
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from mentatlab import home
+from mentatlab.app import Settings, bind, build, bundled_agents, read_settings, running
+from mentatlab.protocol.errors import Code, Conflict, Invalid
+
+
+def test_defaults():
+    settings = read_settings({})
+    assert settings.home == Path.home() / ".mentatlab"
+    assert (settings.host, settings.port) == ("127.0.0.1", 7070)
+    assert settings.agent_dirs == (settings.home / "agents", bundled_agents())
+    assert settings.multimodal
+    assert settings.streaming
+
+
+def test_the_environment_and_options_win_over_it(tmp_path: Path):
+    environ = {
+        "MENTATLAB_HOME": str(tmp_path),
+        "MENTATLAB_PORT": "8080",
+        "MENTATLAB_HOST": "::1",
+        "MENTATLAB_AGENTS": "/a:/b",
+        "MENTATLAB_HOSTS": "x.example, y.example",
+        "MENTATLAB_RATE": "0",
+        "ENABLE_MULTIMODAL": "off",
+        "ENABLE_STREAMING": "False",
+        "SECRET": "s",
+    }
+    settings = read_settings(environ)
+    assert settings.url == "http://[::1]:8080"
+    assert settings.agent_dirs[:3] == (Path("/a"), Path("/b"), tmp_path / "agents")
+    assert settings.hosts == {"x.example", "y.example"}
+    assert (settings.rate, settings.multimodal, settings.streaming) == (0, False, False)
+    assert settings.environment["SECRET"] == "s"
+    assert "SECRET" not in repr(settings)
+    told = read_settings(environ, host="localhost", port=0, agent_dirs=(Path("/c"),))
+    assert (told.host, told.port, told.agent_dirs[0]) == ("localhost", 0, Path("/c"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MENTATLAB_PORT", "65536"),
+        ("MENTATLAB_PORT", "-1"),
+        ("MENTATLAB_PORT", "http"),
+        ("MENTATLAB_PORT", "²"),
+        ("MENTATLAB_RATE", "fast"),
+        ("ENABLE_STREAMING", "2"),
+    ],
+)
+def test_wrong_settings_are_named(name: str, value: str):
+    with pytest.raises(Invalid, match=name) as caught:
+        read_settings({name: value})
+    assert caught.value.code is Code.BAD_SETTING
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:7"), ("::", "http://[::1]:7"), ("a.b", "http://a.b:7")],
+)
+def test_the_url_is_one_that_can_be_called(host: str, url: str):
+    assert Settings(home=Path("/h"), host=host, port=7).url == url
+
+
+def test_a_taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Conflict) as caught:
+            bind(Settings(home=Path("/h"), port=port))
+    assert caught.value.code is Code.PORT_IN_USE
+    assert str(port) in caught.value.message
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such name"])
+def test_a_host_that_is_not_here(host: str):
+    with pytest.raises(Invalid) as caught:
+        bind(Settings(home=Path("/h"), host=host, port=0))
+    assert caught.value.code is Code.BAD_SETTING
+
+
+async def test_running_answers_and_lets_go(tmp_path: Path):
+    settings = Settings(home=tmp_path, port=0, agent_dirs=())
+    async with running(settings) as app, httpx2.AsyncClient(base_url=app.url) as http:
+        assert (await http.get("/healthz")).json()["status"] == "ok"
+        assert home.running_server(tmp_path) is not None
+        with pytest.raises(Conflict):
+            async with running(settings):
+                pass
+    assert home.running_server(tmp_path) is None
+    async with running(settings):
+        pass
+
+
+async def test_errors_of_the_body_leave_as_they_are(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError):
+        async with running(Settings(home=tmp_path, port=0, agent_dirs=())):
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_the_network_needs_keys(tmp_path: Path, host: str):
+    settings: dict[str, Any] = {"home": tmp_path, "agent_dirs": ()}
+    with pytest.raises(Invalid) as caught:
+        async with build(Settings(host=host, **settings)):
+            pass
+    assert caught.value.code is Code.KEYS_REQUIRED
+    async with build(Settings(**settings)) as app:
+        await app.services.keys.create(workspace="default", scopes=["read"], now=0)
+    async with build(Settings(host=host, **settings)):
+        pass
