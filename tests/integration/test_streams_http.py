@@ -543,6 +543,23 @@ class TestSubprotocol:
                 frame = [json.loads(line) for line in str(await socket.recv()).split("\n")]
             assert sequences(frame) == list(range(2, 22))
 
+    async def test_a_client_that_vanishes_while_it_is_told_leaves_nothing(
+        self, client: Client
+    ) -> None:
+        stream_id = (await client.init(durability="memory"))["stream_id"]
+        async with client.ws(stream_id, subprotocols=MSP, close_timeout=0.1) as socket:
+            await self.said(socket, "welcome")
+            await self.tell(socket, "subscribe", id=stream_id)
+            await self.said(socket, "subscribed")
+            for n in range(300):
+                await self.tell(socket, "ping", n=n)
+                await self.tell(socket, "stream_data", payload={"data": "x" * 1000})
+            socket.transport.abort()
+        async with asyncio.timeout(10):
+            while client.hub.statistics().subscriptions:
+                await asyncio.sleep(0.01)
+        assert (await client.hub.lane(stream_id)).state == "open"
+
     async def test_a_publisher_is_told_what_is_appended(self, client: Client) -> None:
         stream_id = (await client.init(durability="memory"))["stream_id"]
         async with client.ws(stream_id, subprotocols=MSP) as socket:

@@ -77,17 +77,24 @@ class _Wire:
     """Text frames out, one at a time; JSON messages in."""
 
     def __init__(self, websocket: WebSocket, stall_s: float) -> None:
-        self._websocket, self._stall_s = websocket, stall_s
+        self._websocket, self._stall_s, self._gone = websocket, stall_s, False
         self._writing = asyncio.Lock()
 
     async def send(self, text: bytes) -> None:
-        """`_StalledError` when the client takes nothing. When it is gone, waits: reading ends."""
+        """`_StalledError` when the client takes nothing; to one that is gone nothing is said."""
         try:
             async with self._writing, asyncio.timeout(self._stall_s):
-                await self._websocket.send_text(text.decode())
+                if not self._gone:
+                    await self._websocket.send_text(text.decode())
         except TimeoutError as error:
             raise _StalledError from error
         except WebSocketDisconnect:
+            self._gone = True
+
+    async def deliver(self, text: bytes) -> None:
+        """As `send`; when the client is gone, waits to be cancelled by whoever reads."""
+        await self.send(text)
+        if self._gone:
             await asyncio.Event().wait()
 
     async def receive(self) -> tuple[dict[str, Any], int] | None:
@@ -179,12 +186,12 @@ class PlainSocket:
 
     async def _send(self, subscription: Subscription) -> Close:
         if subscription.gap is not None:
-            await self.wire.send(_gap(self._id, subscription))
+            await self.wire.deliver(_gap(self._id, subscription))
         if subscription.preface is not None:
-            await self.wire.send(subscription.preface.json)
+            await self.wire.deliver(subscription.preface.json)
         while not subscription.over:
             for item in await subscription.batch():
-                await self.wire.send(item.json)
+                await self.wire.deliver(item.json)
         return DONE
 
     async def _receive(self) -> Close:
@@ -358,7 +365,7 @@ class MspSocket:
         while not subscription.over:
             items = await subscription.batch(self._timing.mark_s)
             for frame in _frames([item.json for item in items]):
-                await self.wire.send(frame)
+                await self.wire.deliver(frame)
             if not items or subscription.over:
                 state = "ended" if subscription.over else "open"
                 await self._say("mark", id=id_, cursor=str(subscription.cursor), state=state)
