@@ -2,6 +2,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,7 +160,24 @@ def test_the_body_has_pins_at_the_top_and_in_spec() -> None:
         "text": "hi",
         "k": 3,
         "spec": {"text": "hi", "k": 3, "big": big},
-        "context": {"run_id": "rn_1", "node_id": "n", "attempt": 2},
+        "context": msgspec.to_builtins(CONTEXT),
+    }
+
+
+def test_every_key_of_the_context_is_there_for_agents_that_just_read_it() -> None:
+    context = body({}, {}, Context(run_id="rn_1", node_id="n"))["context"]
+    assert context == {
+        "run_id": "rn_1",
+        "node_id": "n",
+        "attempt": 1,
+        "item": None,
+        "execution_id": "",
+        "deadline": None,
+        "resume_state": None,
+        "token": "",
+        "url": "",
+        "out_dir": "",
+        "idempotency_key": "",
     }
 
 

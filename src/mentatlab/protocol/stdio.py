@@ -163,7 +163,7 @@ def _level(name: object) -> events.Level:
     return _LEVELS.get(str(name).lower(), "info")
 
 
-class Context(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Context(msgspec.Struct, frozen=True, kw_only=True):
     """What an invocation knows of its run. Unix seconds, absolute paths."""
 
     run_id: str
