@@ -132,7 +132,7 @@ async def test_a_consumer_gets_the_first_chunk_before_the_producer_has_ended(
         (stream,) = run.streams
         assert (stream.node_id, stream.pin_name, stream.state) == ("produce", "lines", "open")
         done = await house.engine.wait(run.id)
-        assert done.state == "succeeded", done
+        assert done.state == "succeeded", done.error
         assert done.outputs == {"read.text": "first last"}
         assert done.streams[0].state == "ended"
         assert await data_of(house, stream.stream_id) == [("first", None), ("last", None)]
@@ -156,7 +156,7 @@ async def test_a_stream_is_mapped_item_by_item_in_order_within_its_window(tmp_pa
     async with open_house(tmp_path / "home", [agents]) as house:
         run = await house.engine.submit(document, {})
         done = await house.engine.wait(run.id)
-        assert done.state == "succeeded", done
+        assert done.state == "succeeded", done.error
         assert done.outputs == {"read.text": "0 2 4 6 8 10 12"}
         node = next(n for n in done.nodes if n.id == "double")
         assert node.items is not None
@@ -234,7 +234,7 @@ async def test_a_producer_that_tries_again_begins_its_lane_again(tmp_path: Path)
     async with open_house(tmp_path / "home", [agents]) as house:
         run = await house.engine.submit(document, {})
         done = await house.engine.wait(run.id)
-        assert done.state == "succeeded", done
+        assert done.state == "succeeded", done.error
         assert done.outputs == {"read.text": "good better best"}
         assert {n.id: n.attempt for n in done.nodes} == {"produce": 2, "read": 2}
         async with house.hub.subscribe(run.streams[0].stream_id) as records:
@@ -268,5 +268,5 @@ async def test_a_value_flows_into_a_stream_pin_and_a_stream_into_a_json_pin(tmp_
     async with open_house(tmp_path / "home", [agents]) as house:
         run = await house.engine.submit(document, {"ask": "4"})
         done = await house.engine.wait(run.id)
-        assert done.state == "succeeded", done
+        assert done.state == "succeeded", done.error
         assert done.outputs == {"sum.text": "6"}

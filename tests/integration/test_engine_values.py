@@ -194,7 +194,7 @@ async def test_exit_3_is_tried_again_and_the_retry_is_told(tmp_path: Path) -> No
     async with open_house(tmp_path / "home", [agents]) as house:
         run = await house.engine.submit(document, {"flaky": "x"})
         done = await house.engine.wait(run.id)
-        assert done.state == "succeeded", done
+        assert done.state == "succeeded", done.error
         assert done.nodes[0].attempt == 2
         events = await house.engine.events(run.id, workspace="default")
         retry = next(e for e in events if e.type == "retry_scheduled")
@@ -335,7 +335,7 @@ async def test_a_value_over_32_kib_goes_by_reference_and_arrives_whole(tmp_path:
     async with open_house(tmp_path / "home", [agents]) as house:
         run = await house.engine.submit(document, {"one": text})
         done = await house.engine.wait(run.id)
-        assert done.state == "succeeded", done
+        assert done.state == "succeeded", done.error
         value = done.outputs["two.text"]
         assert (value["type"], value["ref"]["size"]) == ("string", 100_002)
         big = await house.engine.submit(document, {"one": "x" * 600_000})

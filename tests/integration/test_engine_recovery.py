@@ -1,0 +1,198 @@
+"""`kill -9` of the process that runs the engine, in the middle of a run, then another one goes on."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from mentatlab.testing.house import open_house, write_agent
+
+TEXT = {"name": "text", "type": "string"}
+LINES = {"name": "lines", "type": "stream", "metadata": {"items": "string"}}
+
+# Appends a line to the file `ran`, with its pid; then, the first time only, waits to be killed.
+NOTED = """
+    import json, os, sys, time
+    payload = json.load(sys.stdin)
+    context, spec = payload["context"], payload["spec"]
+    with open(spec["ran"], "a") as file:
+        file.write(f"{context['node_id']} {context.get('item')} {os.getpid()}\\n")
+    if spec.get("hang") and context["attempt"] == 1:
+        time.sleep(60)
+    print(json.dumps({"text": spec["text"] + context["node_id"][0]}))
+"""
+# Sends numbers; hangs after the first `hang` of them in its first attempt.
+NUMBERS = """
+    import json, os, sys, time
+    payload = json.load(sys.stdin)
+    spec = payload["spec"]
+    for n in range(6):
+        print(json.dumps({"type": "chunk", "pin": "lines", "data": str(n)}), flush=True)
+        if n == spec.get("hang") and payload["context"]["attempt"] == 1:
+            time.sleep(60)
+    print(json.dumps({"type": "result", "outputs": {}}))
+"""
+HOST = """
+import asyncio, json, sys
+from pathlib import Path
+from mentatlab.testing.house import open_house
+
+async def main(home, agents, document, inputs):
+    async with open_house(Path(home), [Path(agents)]) as house:
+        run = await house.engine.submit(json.loads(document), json.loads(inputs))
+        print(run.id, flush=True)
+        await house.engine.wait(run.id)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def flow(nodes: list[dict[str, Any]], edges: list[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1beta1",
+        "kind": "Flow",
+        "meta": {"id": "demo.recovery", "name": "recovery", "version": "1.0.0"},
+        "graph": {"nodes": nodes, "edges": [{"from": a, "to": b} for a, b in edges]},
+    }
+
+
+async def killed_in_the_middle(
+    home: Path,
+    agents: Path,
+    document: dict[str, Any],
+    inputs: dict[str, Any],
+    until: Path,
+    text: str,
+) -> str:
+    """Run the flow in a host process; kill it with SIGKILL once `until` contains `text`."""
+    arguments = (str(home), str(agents), json.dumps(document), json.dumps(inputs))
+    host = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOST, *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    assert host.stdout is not None
+    run_id = (await host.stdout.readline()).decode().strip()
+    async with asyncio.timeout(30):
+        while not (until.exists() and text in until.read_text()):
+            await asyncio.sleep(0.01)
+    host.send_signal(signal.SIGKILL)
+    await host.wait()
+    return run_id
+
+
+def ran(path: Path) -> list[str]:
+    """`node item`, in order."""
+    return [" ".join(line.split()[:2]) for line in path.read_text().splitlines()]
+
+
+async def gone(path: Path) -> None:
+    """Every agent process that noted its pid has ended."""
+    async with asyncio.timeout(15):
+        for line in path.read_text().splitlines():
+            while Path(f"/proc/{line.split()[2]}").exists():
+                await asyncio.sleep(0.01)
+
+
+async def test_a_committed_node_is_not_run_again_and_no_process_is_left(tmp_path: Path) -> None:
+    agents, notes = tmp_path / "agents", tmp_path / "ran"
+    write_agent(agents, "noted", NOTED, inputs=[TEXT], outputs=[TEXT])
+    params = {"ran": str(notes)}
+    document = flow(
+        [
+            {"id": "alpha", "type": "noted", "params": params},
+            {"id": "beta", "type": "noted", "params": {**params, "hang": True}},
+            {"id": "gamma", "type": "noted", "params": params},
+        ],
+        [("alpha.text", "beta.text"), ("beta.text", "gamma.text")],
+    )
+    home = tmp_path / "home"
+    run_id = await killed_in_the_middle(home, agents, document, {"alpha": "x"}, notes, "beta")
+    await gone(notes)
+    async with open_house(home, [agents]) as house:
+        done = await house.engine.wait(run_id)
+        assert done.state == "succeeded", done.error
+        assert done.outputs == {"gamma.text": "xabg"}
+        assert {n.id: n.attempt for n in done.nodes} == {"alpha": 1, "beta": 2, "gamma": 1}
+        types = [e.type for e in await house.engine.events(run_id, workspace="default")]
+        assert types.count("run_started") == 1
+        async with house.hub.subscribe(run_id) as records:
+            told = [r.payload["data"]["seq"] async for r in records if "data" in r.payload]
+        assert told == list(range(1, len(types) + 1))
+    assert ran(notes) == ["alpha None", "beta None", "beta None", "gamma None"]
+    await gone(notes)
+
+
+async def test_a_map_goes_on_after_its_last_committed_item(tmp_path: Path) -> None:
+    agents, notes = tmp_path / "agents", tmp_path / "ran"
+    write_agent(agents, "numbers", NUMBERS, outputs=[LINES])
+    write_agent(agents, "noted", NOTED, inputs=[TEXT], outputs=[TEXT])
+    document = flow(
+        [
+            {"id": "count", "type": "numbers"},
+            {"id": "each", "type": "noted", "forEach": "text", "params": {"ran": str(notes)}},
+            {
+                "id": "hold",
+                "type": "noted",
+                "params": {"ran": str(notes), "hang": True, "text": ""},
+            },
+        ],
+        [("count.lines", "each.text")],
+    )
+    home = tmp_path / "home"
+    run_id = await killed_in_the_middle(home, agents, document, {}, notes, "each 4")
+    async with open_house(home, [agents]) as house:
+        done = await house.engine.wait(run_id)
+        assert done.state == "succeeded", done.error
+        stream = next(s for s in done.streams if s.node_id == "each")
+        async with house.hub.subscribe(stream.stream_id) as records:
+            found = [(r.item, r.payload["data"]) async for r in records if "data" in r.payload]
+        assert found == [(n + 2, f"{n}e") for n in range(6)]
+        events = await house.engine.events(run_id, workspace="default")
+        ended = [e.item for e in events if e.type == "node_succeeded" and e.item is not None]
+        assert sorted(ended) == [2, 3, 4, 5, 6, 7]
+
+
+async def test_a_producers_lane_goes_on_in_a_new_attempt(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "numbers", NUMBERS, outputs=[LINES])
+    document = flow([{"id": "count", "type": "numbers", "params": {"hang": 2}}], [])
+    home = tmp_path / "home"
+    log = home / "streams.db-wal"
+    arguments = (str(home), str(agents), json.dumps(document), "{}")
+    host = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOST, *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    assert host.stdout is not None
+    run_id = (await host.stdout.readline()).decode().strip()
+    async with asyncio.timeout(30):
+        while not (log.exists() and b'"data":"2"' in log.read_bytes()):
+            await asyncio.sleep(0.02)
+    os.kill(host.pid, signal.SIGKILL)
+    await host.wait()
+    async with open_house(home, [agents]) as house:
+        done = await house.engine.wait(run_id)
+        assert done.state == "succeeded", done.error
+        async with house.hub.subscribe(done.streams[0].stream_id) as records:
+            found = [(str(r.type), r.attempt) async for r in records]
+        kinds = [kind for kind, _ in found]
+        assert kinds.count("stream_start") == 2
+        assert kinds[-1] == "stream_end"
+        assert [a for kind, a in found if kind == "stream_data"][-6:] == [2] * 6
+        assert done.outputs["count.lines"]["chunks"] == 6
+
+
+async def test_a_stop_without_cancel_leaves_the_run_to_the_next_start(tmp_path: Path) -> None:
+    agents, notes = tmp_path / "agents", tmp_path / "ran"
+    write_agent(agents, "noted", NOTED, inputs=[TEXT], outputs=[TEXT])
+    document = flow([{"id": "a", "type": "noted", "params": {"ran": str(notes), "hang": True}}], [])
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {"a": "x"})
+        async with asyncio.timeout(30):
+            while not notes.exists():
+                await asyncio.sleep(0.01)
+    await gone(notes)
+    async with open_house(tmp_path / "home", [agents]) as house:
+        done = await house.engine.wait(run.id)
+        assert (done.state, done.nodes[0].attempt) == ("succeeded", 2)
