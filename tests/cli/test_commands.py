@@ -1,0 +1,146 @@
+"""Every command in this process: without a running server each brings its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.e2e.test_cli import COPY, COPY_FLOW, COPY_MAIN, SPEAK, SPEAK_FLOW, SPEAK_MAIN
+from tests.gateway.conftest import ECHO, ECHO_FLOW, write_agent
+
+from mentatlab.cli.root import cli
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    agents = tmp_path / "home" / "agents"
+    write_agent(agents / "echo")
+    write_agent(agents / "copy", COPY, COPY_MAIN)
+    write_agent(agents / "speak", SPEAK, SPEAK_MAIN)
+    write_agent(
+        agents / "fail", ECHO.replace("test.echo", "test.fail"), "import sys\nsys.exit('broken')\n"
+    )
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def mentatlab(home: Path) -> Command:
+    def run(*arguments: str | Path, code: int = 0) -> Result:
+        answer = CliRunner().invoke(
+            cli, [str(argument) for argument in arguments], env={"MENTATLAB_HOME": str(home)}
+        )
+        assert answer.exit_code == code, f"{answer.output}\n{answer.exception!r}"
+        return answer
+
+    return run
+
+
+def data(answer: Result) -> Any:
+    return json.loads(answer.stdout)
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "flow.mlab"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_run_and_look_at_the_run(mentatlab: Command, flow: Callable[[str], Path]):
+    told = data(mentatlab("run", flow(ECHO_FLOW), "-i", "words=hi", "--json"))
+    assert told["outputs"] == {"out.text": "hi"}
+    assert mentatlab("run", flow(ECHO_FLOW), "-i", "words=hi").stdout == "out.text: hi\n"
+    listed = mentatlab("runs", "ls")
+    assert told["run_id"] in listed.stdout
+    shown = mentatlab("runs", "show", told["run_id"]).stdout
+    assert "succeeded" in shown
+    assert "output out.text: hi" in shown
+    watched = mentatlab("runs", "watch", told["run_id"])
+    assert watched.stdout.splitlines()[-1] == "run succeeded"
+    lines = mentatlab("runs", "watch", told["run_id"], "--json").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    mentatlab("runs", "logs", told["run_id"], "echo")
+    over = mentatlab("runs", "cancel", told["run_id"], code=1)
+    assert "RUN_TERMINAL" in over.stderr
+
+
+def test_a_failed_run_says_why(mentatlab: Command, flow: Callable[[str], Path]):
+    answer = mentatlab(
+        "run", flow(ECHO_FLOW.replace("test.echo", "test.fail")), "-i", "words=x", code=1
+    )
+    assert "error: echo: AGENT_EXIT" in answer.stderr
+    listed = data(mentatlab("runs", "ls", "--state", "failed", "--json"))["runs"]
+    watched = mentatlab("runs", "watch", listed[0]["run_id"], code=1)
+    assert "run failed" in watched.stdout
+    assert "AGENT_EXIT" in mentatlab("runs", "show", listed[0]["run_id"]).stdout
+
+
+def test_streams(mentatlab: Command, flow: Callable[[str], Path]):
+    told = mentatlab("run", flow(SPEAK_FLOW), "-i", "words=one two", "--json")
+    assert "echo.words: one two" in told.stderr
+    (value,) = data(told)["outputs"].values()
+    assert mentatlab("streams", "tail", value["stream_id"]).stdout == "one \ntwo \n"
+    lines = mentatlab("streams", "tail", value["stream_id"], "--json").stdout.splitlines()
+    assert [json.loads(line)["sequence"] for line in lines] == [2, 3]
+
+
+def test_media(mentatlab: Command, flow: Callable[[str], Path], tmp_path: Path):
+    file, out = tmp_path / "data.bin", tmp_path / "out"
+    file.write_bytes(b"\x00\x01\x02" * 100)
+    told = data(mentatlab("run", flow(COPY_FLOW), "-i", f"copy={file}", "-o", out, "--json"))
+    (written,) = told["files"].values()
+    assert Path(written).read_bytes() == file.read_bytes()
+
+    ref = mentatlab("storage", "put", file).stdout.strip()
+    assert mentatlab("storage", "get", ref).stdout_bytes == file.read_bytes()
+    assert ref in mentatlab("storage", "ls").stdout
+    assert mentatlab("storage", "rm", ref).stdout == f"removed {ref}\n"
+    assert "REFERENCE_NOT_FOUND" in mentatlab("storage", "get", ref, code=1).stderr
+
+
+def test_flows(mentatlab: Command, flow: Callable[[str], Path]):
+    assert "is valid" in mentatlab("validate", flow(ECHO_FLOW)).stdout
+    plan = mentatlab("plan", flow(ECHO_FLOW)).stdout
+    assert "text <- words.text (value of string)" in plan
+    wrong = mentatlab("validate", flow(ECHO_FLOW.replace("test.echo", "nobody")), code=1)
+    assert "UNKNOWN_AGENT" in wrong.stderr
+
+
+def test_agents(mentatlab: Command, home: Path, tmp_path: Path):
+    listed = mentatlab("agents", "ls")
+    assert "test.echo" in listed.stdout
+    assert "none runs" in mentatlab("doctor").stdout
+    assert "inputs:\n  text: string" in mentatlab("agents", "show", "test.echo").stdout
+    (home / "agents" / "broken").mkdir()
+    (home / "agents" / "broken" / "manifest.yaml").write_text("id: x")
+    assert "not usable" in mentatlab("agents", "ls").stderr
+
+    folder = mentatlab("agent", "new", "shout", "--dir", tmp_path).stdout.strip()
+    assert mentatlab("agent", "run", folder, "-i", "text=a").stdout == "agent.loud: A\n"
+    assert mentatlab("agents", "add", folder).stdout == "my.shout:0.1.0\n"
+    assert "CONFLICT" in mentatlab("agent", "new", "shout", "--dir", tmp_path, code=1).stderr
+    assert "INVALID_REQUEST" in mentatlab("agent", "new", "9", "--dir", tmp_path, code=1).stderr
+
+
+def test_keys(mentatlab: Command):
+    made = data(mentatlab("keys", "add", "--name", "ci", "--scope", "read", "--json"))
+    assert made["key"].startswith("ml_")
+    assert made["id"] in mentatlab("keys", "ls").stdout
+    assert mentatlab("keys", "revoke", made["id"]).stdout == f"revoked {made['id']}\n"
+    assert mentatlab("keys", "ls").stdout.strip() == ""
+
+
+def test_the_description_of_the_api(mentatlab: Command):
+    assert "/api/v1/runs" in data(mentatlab("openapi"))["paths"]
+
+
+def test_nobody_answers(mentatlab: Command):
+    answer = mentatlab("runs", "ls", "--server", "http://127.0.0.1:9", code=1)
+    assert "SERVER_UNREACHABLE" in answer.stderr
