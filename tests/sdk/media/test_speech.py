@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mentatlab.sdk.media.audio import SAMPLE_RATE, Samples, open_audio
 from mentatlab.sdk.media.speech import (
+    FIRST_ENOUGH,
     FRAME,
     LONG_PAUSE,
     LONGEST,
@@ -47,8 +48,16 @@ def runs(*lengths: int) -> list[float]:
             runs(20, 50, LONG_PAUSE, 50),
             [(20 - PAD, 70 + PAD), (70 + LONG_PAUSE - PAD, 120 + LONG_PAUSE)],
         ),
-        # after enough speech a short pause does
+        # after enough speech a short pause does …
         (runs(20, 480, 20, 50), [(20 - PAD, 500 + PAD), (520 - PAD, 570)]),
+        # … and the first window has enough sooner than the second
+        (
+            runs(20, FIRST_ENOUGH, 20, 200, 20, 50),
+            [
+                (20 - PAD, 20 + FIRST_ENOUGH + PAD),
+                (40 + FIRST_ENOUGH - PAD, 310 + FIRST_ENOUGH),
+            ],
+        ),
         ([0.4] * 50, []),  # too unsure to begin …
         ([0.6] * 20 + [0.4] * 30, [(0, 50)]),  # … enough to go on
     ],
@@ -117,7 +126,8 @@ def test_utterances_of_real_speech(vad: OnnxModel, speech: Samples) -> None:
     gap = np.zeros(4 * SAMPLE_RATE, np.float32)
     sound = np.concatenate([gap, speech, gap, speech])
     found = list(utterances(blocks(sound), VoiceActivity(vad)))
-    assert [u.start_s for u in found] == pytest.approx([4.0, 19.0], abs=0.4)
+    # the first window ends in the pause after "for you", the second takes the whole speech
+    assert [u.start_s for u in found] == pytest.approx([4.0, 11.9, 19.0], abs=0.4)
     for utterance in found:
         start = round(utterance.start_s * SAMPLE_RATE)
         length = min(len(utterance.samples), len(sound) - start)

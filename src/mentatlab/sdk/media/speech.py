@@ -26,7 +26,8 @@ def _frames(seconds: float) -> int:
 
 
 LONGEST = _frames(28.0)  # Whisper hears 30 s at once
-ENOUGH = _frames(15.0)  # from here on a short pause ends the window
+ENOUGH = _frames(15.0)  # from here on a short pause ends the window …
+FIRST_ENOUGH = _frames(6.0)  # … and the first one sooner: somebody waits for the first words
 SHORT_PAUSE = _frames(0.4)
 LONG_PAUSE = _frames(2.0)
 PAD = _frames(0.3)  # before and after, so that no consonant is cut
@@ -43,6 +44,7 @@ class SpeechWindows:
     def __init__(self) -> None:
         self._count = 0  # frames pushed
         self._free = 0  # first frame that no span holds
+        self._enough = FIRST_ENOUGH
         self._start: int | None = None
         self._voice_end = 0
         self._voiced = 0
@@ -64,7 +66,7 @@ class SpeechWindows:
         if frame - self._start >= LONGEST // 2:
             self._quietest = min(self._quietest, (probability, frame))
         pause = self._count - self._voice_end
-        if pause >= (SHORT_PAUSE if self._voice_end - self._start >= ENOUGH else LONG_PAUSE):
+        if pause >= (SHORT_PAUSE if self._voice_end - self._start >= self._enough else LONG_PAUSE):
             return self._close(self._voice_end + PAD)
         if self._count - self.oldest >= LONGEST:
             return self._cut(self._quietest[1])
@@ -82,7 +84,10 @@ class SpeechWindows:
     def _close(self, end: int) -> Span | None:
         span = Span(self.oldest, min(end, self._count))
         self._start, self._free = None, span.end
-        return span if self._voiced >= MIN_VOICED else None
+        if self._voiced < MIN_VOICED:
+            return None
+        self._enough = ENOUGH
+        return span
 
     def _cut(self, frame: int) -> Span:
         """In mid-speech, where it is quietest; the rest begins the next window."""
