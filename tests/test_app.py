@@ -1,3 +1,4 @@
+import asyncio
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from mentatlab import home
 from mentatlab.app import Settings, bind, build, bundled_agents, read_settings, running
 from mentatlab.protocol.errors import Code, Conflict, Invalid
+from mentatlab.storage import StorageManager
 
 
 def test_defaults():
@@ -114,3 +116,20 @@ async def test_the_network_needs_keys(tmp_path: Path, host: str):
         await app.services.keys.create(workspace="default", scopes=["read"], now=0)
     async with build(Settings(host=host, **settings)):
         pass
+
+
+async def test_housekeeping_that_fails_is_logged_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    failed = asyncio.Event()
+
+    async def fail(self: StorageManager) -> None:
+        failed.set()
+        raise OSError("the disk is away")
+
+    monkeypatch.setattr(StorageManager, "sweep_forever", fail)
+    async with running(Settings(home=tmp_path, port=0, agent_dirs=())) as app:
+        await failed.wait()
+        async with httpx2.AsyncClient(base_url=app.url) as http:
+            assert (await http.get("/healthz")).status_code == 200
+    assert "the disk is away" in caplog.text

@@ -1,12 +1,15 @@
 """Settings → adapters → engine → gateway: the only wiring."""
 
+import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -25,6 +28,8 @@ from mentatlab.runs.store import SqliteRunStore
 from mentatlab.sqlite import Database
 from mentatlab.storage import open_local
 from mentatlab.streams import open_hub
+
+log = logging.getLogger("mentatlab")
 
 DEFAULT_PORT = 7070
 BACKLOG = 2048
@@ -178,6 +183,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         keys = KeyStore(database)
         await _check_keys(settings, keys)
         storage = await stack.enter_async_context(open_local(place / "blobs", place / "catalog.db"))
+        await stack.enter_async_context(_beside(storage.sweep_forever()))
         hub = await open_hub(place / "streams.db")
         stack.push_async_callback(hub.aclose)
         agents = AgentRegistry(settings.agent_dirs, database)
@@ -214,6 +220,23 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             streaming=settings.streaming,
         )
         yield App(settings=settings, key=key, services=services, asgi=asgi)
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Housekeeping while the body runs. Not a task group: its end must not end the server."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("housekeeping has ended until the next start", exc_info=error)
 
 
 def _rules(settings: Settings, key: str, secret: bytes) -> Rules:
