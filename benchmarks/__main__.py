@@ -1,6 +1,6 @@
 """`make bench`: every figure beside the machine's commit latency. Nothing is asserted.
 
-python -m benchmarks [part ...]      parts: commits whole storage streams engine
+python -m benchmarks [part ...]      parts: commits whole engine streams storage media
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-from benchmarks import commits, engine, storage, streams, whole
+from benchmarks import commits, engine, media, storage, streams, whole
 from benchmarks.table import show
 
 PARTS = {
@@ -17,6 +17,7 @@ PARTS = {
     "engine": ("Engine and agent processes", engine.run),
     "streams": ("Streams through real sockets", streams.run),
     "storage": ("Storage over HTTP", storage.run),
+    "media": ("Video and speech, beside bare decoding", media.run),
 }
 
 

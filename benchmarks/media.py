@@ -1,6 +1,6 @@
 """Video and speech on this machine, beside what FFmpeg alone does.
 
-    python -m benchmarks.media
+    python -m benchmarks media
 
 Nothing is asserted: the numbers depend on the machine and on what else it does.
 """
@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from benchmarks.storage import Row
+from benchmarks.table import Row
 from mentatlab.sdk.media.audio import SAMPLE_RATE, Samples, open_audio
 from mentatlab.sdk.media.detection import Detector
 from mentatlab.sdk.media.sampling import Ticker, judged
@@ -110,8 +110,3 @@ def _transcription() -> float:
     for start_s, samples in utterances(blocks, VoiceActivity(vad)):
         whisper.transcribe(samples, "en", offset_s=start_s)
     return len(sound) / SAMPLE_RATE / (time.perf_counter() - start)
-
-
-if __name__ == "__main__":
-    for row in asyncio.run(run()):
-        print(f"{row.name:<36} {row.value:>9.1f} {row.unit}")

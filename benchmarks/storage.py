@@ -1,6 +1,6 @@
 """Upload and download through the real server, beside what the disk itself does.
 
-    python -m benchmarks.storage [FOLDER]
+    python -m benchmarks storage
 
 The server runs in its own process, as it would; the client is a bare socket, so that it costs
 little. Nothing is asserted: the numbers depend on the machine and on what else it does.
@@ -18,6 +18,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+from benchmarks.table import Row
 
 T = TypeVar("T")
 SIZE = 512 << 20  # bytes of one transfer
@@ -45,12 +47,6 @@ async def main(folder):
 import uvloop
 uvloop.run(main(Path(sys.argv[1])))
 """
-
-
-class Row(NamedTuple):
-    name: str
-    value: float
-    unit: str
 
 
 async def run(folder: Path | None = None) -> list[Row]:
@@ -156,13 +152,3 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def _median(rounds: list[tuple[float, str]] | list[tuple[float, int]]) -> float:
     return statistics.median(speed for speed, _ in rounds)
-
-
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    for row in asyncio.run(run(folder)):
-        print(f"{row.name:<32} {row.value:>9.1f} {row.unit}")
-
-
-if __name__ == "__main__":
-    main()

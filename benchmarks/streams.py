@@ -1,6 +1,6 @@
 """Chunks through the real server, publisher to reader, beside what one commit costs on the disk.
 
-    python -m benchmarks.streams [FOLDER]
+    python -m benchmarks streams
 
 The server runs in its own process on the portable transport; publisher and reader are WebSocket
 clients that share another one. Nothing is asserted: the numbers depend on the machine.
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from benchmarks.storage import Row
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
+
+from benchmarks.table import Row
 
 SCATTERED = 300  # chunks sent one after the other
 BURST = 5000  # chunks sent as fast as they are taken
@@ -166,13 +167,3 @@ def _server(folder: Path) -> Generator[int]:
             yield int(process.stdout.readline())
         finally:
             process.kill()
-
-
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    for row in asyncio.run(run(folder)):
-        print(f"{row.name:<32} {row.value:>9.2f} {row.unit}")
-
-
-if __name__ == "__main__":
-    main()

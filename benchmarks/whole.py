@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +92,7 @@ def _jpeg(width: int, height: int) -> bytes:
 
 
 @asynccontextmanager
-async def _server() -> AsyncIterator[Server]:
+async def _server() -> AsyncGenerator[Server]:
     with tempfile.TemporaryDirectory() as home:
         begun = time.perf_counter()
         command = [sys.executable, "-m", "mentatlab", "up", "--port", "0", "--home", home]
