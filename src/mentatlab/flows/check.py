@@ -200,7 +200,7 @@ def _check_node_fields(a: Analysis, resolved: ResolvedNode) -> None:
             a.report(Code.NOT_RUNNABLE_HERE, path, text, "take it away, or branch in an agent")
     if node.for_each is not None and resolved.kind in ("input", "output", "adapter"):
         text = f"{node.id}: `forEach` belongs to agents, not to {node.type}"
-        a.report(Code.BAD_PARAM, _into(resolved.path, "forEach"), text)
+        a.report(Code.BAD_PARAM, _into(resolved.path, "forEach"), text, "take it away")
 
 
 # edges
@@ -319,7 +319,13 @@ def _sort(a: Analysis) -> None:
 
 
 def _fit_wires(a: Analysis) -> None:
-    given: dict[tuple[str, str], Shape | None] = {}
+    # what does not depend on the input is known beforehand, so that a cycle hides no other fault
+    given: dict[tuple[str, str], Shape | None] = {
+        (node.id, pin.name): shape_of(pin)
+        for node in a.nodes.values()
+        if node.node.for_each is None
+        for pin in node.output_pins.values()
+    }
     for node_id in a.order:
         node = a.nodes[node_id]
         incoming: dict[str, Shape | None] = {}
@@ -401,7 +407,7 @@ def _check_constants(a: Analysis, resolved: ResolvedNode) -> None:
             del resolved.constants[name]
         elif not fits(value, pin.type):
             text = f"{resolved.id}.{name} is {str(value)[:60]!r}, not a {pin.type}"
-            a.report(Code.BAD_PARAM, path, text)
+            a.report(Code.BAD_PARAM, path, text, f"give a value of type {pin.type}")
         elif pin.enum is not None and value not in pin.enum:
             text = f"{resolved.id}.{name} is {str(value)[:60]!r}"
             a.report(Code.BAD_PARAM, path, text, f"choose from {list(pin.enum)}")
@@ -413,7 +419,7 @@ def _check_default(a: Analysis, resolved: ResolvedNode) -> None:
     for pin in resolved.output_pins.values():
         if pin.default is not None and not fits(pin.default, pin.type):
             text = f"{resolved.id}: {str(pin.default)[:60]!r} is not a {pin.type}"
-            a.report(Code.BAD_PARAM, resolved.path, text)
+            a.report(Code.BAD_PARAM, resolved.path, text, f"give a value of type {pin.type}")
 
 
 def _check_inputs(a: Analysis, resolved: ResolvedNode) -> None:

@@ -245,10 +245,13 @@ def pointer(*parts: str | int) -> str:
     return "".join("/" + str(p).replace("~", "~0").replace("/", "~1") for p in parts)
 
 
+_SEE = "docs/reference has every field with an example"
+
+
 def problems_of(error: ValidationError, code: Code, forms: Mapping[str, str]) -> list[Problem]:
     """One problem for each thing that does not fit the model. `forms`: field → how to write it."""
     return [
-        Problem(code, pointer(*e["loc"]), _message(e), forms.get(str(e["loc"][-1]), ""))
+        Problem(code, pointer(*e["loc"]), _message(e), forms.get(str(e["loc"][-1]), _SEE))
         for e in error.errors(include_url=False)
     ]
 

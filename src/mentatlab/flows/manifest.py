@@ -199,7 +199,8 @@ def mime_problems(pin: Mapping[str, Any]) -> Iterator[Problem]:
         families = {p.split("/")[0] for p in mime_patterns(mime)} - {"application", "*"}
         if families and families.isdisjoint(_HOLDS[PinType(type_)]):
             text = f"{mime!r} is not a type of {type_}"
-            yield Problem(Code.MANIFEST_BAD_MIME, pointer("metadata", "mimeType"), text)
+            hint = f"give a MIME type of {type_}, such as {type_}/*"
+            yield Problem(Code.MANIFEST_BAD_MIME, pointer("metadata", "mimeType"), text, hint)
 
 
 def metadata_of(pin: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -138,7 +138,7 @@ def _true_list(source: Shape) -> bool:
 
 
 def _mismatch(source: Shape, target: str) -> Misfit:
-    hint = ""
+    hint = "connect an output of that type, or put an agent between that converts"
     if source.item is PinType.BINARY:
         hint = "say what the bytes are: `accept` of ui.file-upload, or the output pin's type"
     return Misfit(Code.TYPE_MISMATCH, f"{source} does not fit {target}", hint)

@@ -94,7 +94,8 @@ def duplicate_pins(document: Mapping[str, Any]) -> Iterator[Problem]:
             name = pin.get("name")
             if isinstance(name, str) and name in seen:
                 text = f"two {side} are called {name!r}"
-                yield Problem(Code.MANIFEST_DUPLICATE_PIN, path + pointer("name"), text)
+                hint = "give one of the two another name"
+                yield Problem(Code.MANIFEST_DUPLICATE_PIN, path + pointer("name"), text, hint)
             seen.add(str(name))
 
 

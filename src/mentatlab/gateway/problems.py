@@ -179,7 +179,9 @@ def _problem(found: Any) -> Problem:
             hint="send JSON with `Content-Type: application/json`",
         )
     pointer = "".join(f"/{_escape(str(part))}" for part in found["loc"])
-    return Problem(Code.INVALID_REQUEST, pointer, found["msg"])
+    return Problem(
+        Code.INVALID_REQUEST, pointer, found["msg"], hint="/docs says what this call takes"
+    )
 
 
 def _escape(part: str) -> str:
@@ -203,9 +205,11 @@ def _from_http(request: Request, error: HTTPException) -> MentatError:
             )
         case 405:
             return Invalid(
-                Code.METHOD_NOT_ALLOWED, f"{request.method} does not work on {request.url.path}"
+                Code.METHOD_NOT_ALLOWED,
+                f"{request.method} does not work on {request.url.path}",
+                hint="the answer's Allow header and /docs name the methods that do",
             )
         case 413:
             return too_large()
         case _:
-            return Invalid(Code.INVALID_REQUEST, str(error.detail))
+            return Invalid(Code.INVALID_REQUEST, str(error.detail), hint="see /docs")

@@ -139,7 +139,11 @@ def storage_router(storage: StorageManager, workspace_of: Callable[[Request], st
     async def find(ref: str, request: Request) -> Blob:
         workspace = workspace_of(request)
         if not is_ref_id(ref):
-            raise NotFound(Code.REFERENCE_NOT_FOUND, f"there is no blob {ref[:80]!r}")
+            raise NotFound(
+                Code.REFERENCE_NOT_FOUND,
+                f"there is no blob {ref[:80]!r}",
+                hint="a `ref` as the upload answered it stands here: blob_…",
+            )
         return await storage.get(ref, workspace=workspace)
 
     @router.get("/{ref}", response_class=Response, responses=_DOWNLOAD_ANSWERS)

@@ -106,7 +106,11 @@ def stream_router(
         """Open a stream. Its first record is `stream_start`."""
         who = caller(request)
         if who.claims is not None:
-            raise Forbidden(Code.STREAM_FORBIDDEN, "a stream's token does not open another one")
+            raise Forbidden(
+                Code.STREAM_FORBIDDEN,
+                "a stream's token does not open another one",
+                hint="call with a key that has the scope `publish`",
+            )
         authorise(who, "publish")
         session = await _open(hub, body, who.workspace, idempotency_key)
         return _opened(session, secret)
@@ -297,4 +301,8 @@ async def _json(request: Request) -> Any:
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(Code.STREAM_RECORD_INVALID, f"the body is not JSON: {error}") from error
+        raise Invalid(
+            Code.STREAM_RECORD_INVALID,
+            f"the body is not JSON: {error}",
+            hint="send a record, a list of records, or an object with `records`",
+        ) from error

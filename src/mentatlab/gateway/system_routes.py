@@ -39,7 +39,9 @@ def system_router(agents: AgentRegistry, hub: StreamingConnectionManager) -> API
     @router.get("/readyz", summary="It takes work; 503 while it stops")
     async def readyz() -> Health:
         if hub.draining.is_set():
-            raise Unavailable(Code.UNAVAILABLE, "the server is stopping")
+            raise Unavailable(
+                Code.UNAVAILABLE, "the server is stopping", hint="try again when it is up"
+            )
         return Health(status="ready", version=mentatlab.__version__)
 
     @router.get("/metrics", summary="Gauges for Prometheus", response_class=PlainTextResponse)

@@ -312,7 +312,13 @@ def crash_outcome(ending: Ending, *, times: int) -> Outcome:
     said = f": {ending.last_words}" if ending.last_words else ""
     message = f"the agent's process ended during the work (exit code {ending.exit_code}){said}"
     if times < POISON:
-        return failed("infra", Code.AGENT_KILLED, message, exit_code=ending.exit_code)
+        return failed(
+            "infra",
+            Code.AGENT_KILLED,
+            message,
+            hint="the node's log has its last words",
+            exit_code=ending.exit_code,
+        )
     return failed(
         "permanent",
         Code.AGENT_KILLED,
@@ -441,8 +447,7 @@ class WarmAttempt:
             window.release()
 
     def _taken(self, event: AgentEvent, size: int) -> None:
-        """What has been read may be sent again: credit in absolute bytes, when half of it is used.
-        """
+        """What has been read may be sent again: credit in absolute bytes, when half of it is used."""
         if isinstance(event, events.Chunk) and event.pin in self._granted:
             consumed = self._consumed[event.pin] = self._consumed.get(event.pin, 0) + size
             if self._granted[event.pin] - consumed < self._settings.credit_bytes // 2:

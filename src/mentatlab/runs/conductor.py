@@ -126,10 +126,11 @@ class Conductor:
 
     async def fail(self, fault: ev.Fault) -> None:
         """End a run that cannot go on as it should; its agents are gone already."""
-        now = self._services.clock()
-        event = ev.RunFinished(at=now, state="failed", reason="engine_lost", error=fault)
-        await self._commit(apply(self.state, event), [event])
-        self.state = apply(self.state, event)
+        if not self.state.finished:
+            signal = d.Broken(at=self._services.clock(), error=fault)
+            decision = d.decide(self.plan, self.state, signal)
+            await self._commit(decision.state, list(decision.events))
+            self.state = decision.state
         await self.finish_recovered()
 
     async def _close(self) -> None:

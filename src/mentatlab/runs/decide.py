@@ -113,8 +113,24 @@ class Recovered:
     at: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """The shell itself failed; every attempt is gone and the run has to end."""
+
+    at: float
+    error: Fault
+
+
 Signal = (
-    Begin | AttemptEnded | LaneActive | ItemsOffered | MapFailed | RetryDue | EndAsked | Recovered
+    Begin
+    | AttemptEnded
+    | LaneActive
+    | ItemsOffered
+    | MapFailed
+    | RetryDue
+    | EndAsked
+    | Recovered
+    | Broken
 )
 
 # ---- commands: what the shell does
@@ -287,6 +303,8 @@ class _Turn:
                 self._end_asked(signal.reason)
             case Recovered():
                 self._recover()
+            case Broken():
+                self._break(signal.error)
 
     # -- beginning, ending
 
@@ -303,6 +321,13 @@ class _Turn:
 
     def _is_idle_map(self, name: str, item: int | None) -> bool:
         return item is None and self.plan.node(name).for_each is not None
+
+    def _break(self, error: Fault) -> None:
+        for name, node in self.state.nodes.items():
+            if node.live:
+                self._fail_node(name, error)
+            elif not node.terminal:
+                self._cancelled(name, None)
 
     def _cancelled(self, name: str, item: int | None) -> None:
         unit = self.state.unit(name, item)

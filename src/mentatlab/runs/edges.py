@@ -96,13 +96,13 @@ class MultimodalEdgeProcessor:
     async def create_reference(
         self, ref: str, type: PinType | str, *, workspace: str = "default"
     ) -> MediaReference:
-        """The reference object of a stored blob, which must be of this type (any blob is binary)."""
+        """The reference of a stored blob, which must be of this type (any blob is binary)."""
         blob = await self._storage.get(ref, workspace=workspace)
         _check_type(blob, PinType(type))
         return blob.reference()
 
     async def deliver(self, edge: Edge, value: Any, budget: Budget) -> Any:
-        """The value as the agent gets it. Raises what breaks the input pin's type or constraints."""
+        """The value as the agent gets it; raises what breaks the pin's type or constraints."""
         pin = edge.pin
         if pin.item_type in BY_REFERENCE:
             return await self._deliver_media(edge, value)
@@ -230,6 +230,7 @@ class MultimodalEdgeProcessor:
             raise TooLarge(
                 Code.MEDIA_TOO_LARGE,
                 f"{edge.node_id}.{edge.pin.name}: {blob.size} bytes are over maxSize {limit}",
+                hint="give a smaller value, or use another agent",
             )
         if not budget.take(blob.size):
             raise TooLarge(

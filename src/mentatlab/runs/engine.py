@@ -3,6 +3,7 @@ that had not ended.
 """
 
 import asyncio
+import itertools
 import logging
 import random
 import shutil
@@ -19,7 +20,7 @@ from mentatlab import __version__
 from mentatlab.flows.flow import load_flow
 from mentatlab.flows.manifest import Manifest, load_manifest
 from mentatlab.flows.plan import Plan, compile_plan
-from mentatlab.protocol.errors import Code, Conflict, MentatError, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, Fenced, MentatError, Unavailable
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Runner
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 Views = list[RunView]
 Events = list[ev.RunEvent]
 LogLines = list[dict[str, Any]]
+
+_GIVE_UP_DELAYS_S = (0.1, 0.5, 2.0, 10.0)
 
 MAX_RUNS = 64
 """Runs conducted at a time; others wait as `queued`."""
@@ -178,12 +181,15 @@ class Engine:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _give_up(self, conductor: Conductor, fault: ev.Fault) -> None:
-        """The run cannot go on: try to record that, else the next start goes on with it."""
+        """The run cannot go on. Recording that may have to wait until the disk has room again."""
         logger.exception("run %s cannot go on: %s", conductor.row.id, fault.message)
-        try:
-            await conductor.fail(fault)
-        except MentatError:
-            logger.exception("run %s waits for the next start", conductor.row.id)
+        for delay in itertools.chain(_GIVE_UP_DELAYS_S, itertools.repeat(_GIVE_UP_DELAYS_S[-1])):
+            try:
+                return await conductor.fail(fault)
+            except Fenced:
+                return None  # it has another owner
+            except MentatError:
+                await asyncio.sleep(delay)
 
     # -- use
 
@@ -201,7 +207,9 @@ class Engine:
         The same `idempotency_key` with the same request answers the run that it made before.
         """
         if self._closing:
-            raise Unavailable(Code.UNAVAILABLE, "the engine is closing")
+            raise Unavailable(
+                Code.UNAVAILABLE, "the engine is closing", hint="try again when the server is up"
+            )
         idempotency = idempotency_key and Idempotency(
             idempotency_key, digest_of([document, inputs])
         )
@@ -257,7 +265,11 @@ class Engine:
         ended."""
         conductor = await self._find(run_id, workspace)
         if conductor.state.finished or run_id not in self._live:
-            raise Conflict(Code.RUN_TERMINAL, f"the run {run_id} has ended: {conductor.row.state}")
+            raise Conflict(
+                Code.RUN_TERMINAL,
+                f"the run {run_id} has ended: {conductor.row.state}",
+                hint="an end is final; start a new run to do the work again",
+            )
         conductor.cancel()
         return await self.get(run_id, workspace=workspace)
 

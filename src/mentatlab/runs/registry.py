@@ -147,7 +147,11 @@ class AgentRegistry:
         try:
             text = path.read_bytes()
         except OSError as error:
-            raise Invalid(Code.MANIFEST_INVALID, f"{path} cannot be read: {error}") from error
+            raise Invalid(
+                Code.MANIFEST_INVALID,
+                f"{path} cannot be read: {error}",
+                hint="let the server's user read it",
+            ) from error
         agent = RegisteredAgent(load_manifest(text, name=str(path)), directory, self._interpreter)
         agent.program()  # says now, not at the first run, that the program is missing
         return agent

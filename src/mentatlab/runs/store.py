@@ -57,7 +57,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class RunStore(Protocol):
-    """Promises: every call is atomic; event sequences of a run are 1..n; reads see the last commit."""
+    """Promises: every call is atomic; a run's events are 1..n; reads see the last commit."""
 
     async def create(
         self,

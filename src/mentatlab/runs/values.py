@@ -7,6 +7,7 @@ import msgspec
 
 from mentatlab.flows.plan import Plan, PlanEdge, PlanNode
 from mentatlab.protocol.errors import Code, Problem, ValidationFailed
+from mentatlab.protocol.pins import BY_REFERENCE, Pin
 from mentatlab.protocol.values import fits
 from mentatlab.runs import events as ev
 from mentatlab.runs.decide import lane_pins
@@ -98,10 +99,18 @@ def _mistyped(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
         path, pin = f"/inputs/{_escaped(name)}", wanted.pin
         if not fits(value, pin.type):
             shown = msgspec.json.encode(value)[:60].decode(errors="replace")
-            yield Problem(Code.RUN_INPUT_TYPE, path, f"{shown} is not of type {pin.type}")
+            yield Problem(
+                Code.RUN_INPUT_TYPE, path, f"{shown} is not of type {pin.type}", _how_to_give(pin)
+            )
         elif pin.enum is not None and value not in pin.enum:
             allowed = ", ".join(map(str, pin.enum))
             yield Problem(Code.RUN_INPUT_TYPE, path, f"{value!r} is none of {allowed}", allowed)
+
+
+def _how_to_give(pin: Pin) -> str:
+    if pin.type in BY_REFERENCE:
+        return "upload the file and give the reference that the upload answered"
+    return f"give a JSON value of type {pin.type}"
 
 
 def _escaped(name: str) -> str:

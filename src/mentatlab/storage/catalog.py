@@ -205,4 +205,8 @@ def _blob(row: sqlite3.Row) -> Blob:
 
 
 def _unknown(blob_id: str) -> NotFound:
-    return NotFound(Code.REFERENCE_NOT_FOUND, f"there is no blob {blob_id}")
+    return NotFound(
+        Code.REFERENCE_NOT_FOUND,
+        f"there is no blob {blob_id}",
+        hint="`mentatlab storage ls` lists what is stored; upload it again if it is gone",
+    )

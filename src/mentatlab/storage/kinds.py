@@ -23,7 +23,11 @@ def first_kind(head: bytes, expect: PinType | None) -> Kind:
     if expect is None or expect is PinType.BINARY:
         return Kind(expect or sniff.family(mime), mime)
     if expect not in MEDIA_TYPES:
-        raise Invalid(Code.INVALID_REQUEST, f"a {expect} is a value, not a file")
+        raise Invalid(
+            Code.INVALID_REQUEST,
+            f"a {expect} is a value, not a file",
+            hint="files are audio, image, video or binary",
+        )
     if not head:
         raise Invalid(Code.EMPTY_MEDIA, f"0 bytes are no {expect}", hint="send the file's content")
     if not sniff.may_be(mime, expect):

@@ -146,7 +146,11 @@ class StreamingConnectionManager:
     async def _existing(self, wanted: Lane) -> Lane | None:
         for lane in await self._log.lanes(wanted.run_id):
             if lane.workspace != wanted.workspace:
-                raise Forbidden(Code.STREAM_FORBIDDEN, f"the run {lane.run_id} is not yours")
+                raise Forbidden(
+                    Code.STREAM_FORBIDDEN,
+                    f"the run {lane.run_id} is not yours",
+                    hint="leave `run_id` out to open a stream of your own",
+                )
             if (lane.node_id, lane.pin_name) == (wanted.node_id, wanted.pin_name):
                 return lane
         return None

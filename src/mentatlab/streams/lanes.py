@@ -239,4 +239,6 @@ def _resume_from(payload: dict[str, Any]) -> int:
 
 
 def _invalid(message: str) -> Invalid:
-    return Invalid(Code.STREAM_RECORD_INVALID, message)
+    return Invalid(
+        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
+    )

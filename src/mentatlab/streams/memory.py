@@ -58,7 +58,11 @@ class MemoryStreamLog:
         if (existing := run.lanes.get((lane.node_id, lane.pin_name))) is not None:
             return existing.lane
         if lane.stream_id in self._lanes:
-            raise Conflict(Code.CONFLICT, f"the id {lane.stream_id} names another stream")
+            raise Conflict(
+                Code.CONFLICT,
+                f"the id {lane.stream_id} names another stream",
+                hint="choose another id",
+            )
         stored = _Stored(msgspec.structs.replace(lane, epoch=self._epoch))
         run.lanes[lane.node_id, lane.pin_name] = self._lanes[lane.stream_id] = stored
         self._runs[lane.run_id] = run

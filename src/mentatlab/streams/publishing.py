@@ -150,4 +150,6 @@ class Inbox:
 
 
 def _invalid(message: str) -> Invalid:
-    return Invalid(Code.STREAM_RECORD_INVALID, message)
+    return Invalid(
+        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
+    )

@@ -242,7 +242,11 @@ def _create(connection: sqlite3.Connection, lane: Lane) -> Lane:
             ),
         )
     except sqlite3.IntegrityError as error:
-        raise Conflict(Code.CONFLICT, f"the id {lane.stream_id} names another stream") from error
+        raise Conflict(
+            Code.CONFLICT,
+            f"the id {lane.stream_id} names another stream",
+            hint="choose another id",
+        ) from error
     return lane
 
 

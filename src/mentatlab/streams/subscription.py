@@ -96,7 +96,11 @@ def start_at(from_: str | int, head: Cursor) -> Start:
         case _ if 0 <= int(from_) < 10**18:
             return Start(max(0, int(from_) - 1), fresh=True)
         case _:
-            raise Invalid(Code.STREAM_CURSOR_INVALID, f"{from_} is not a sequence")
+            raise Invalid(
+                Code.STREAM_CURSOR_INVALID,
+                f"{from_} is not a sequence",
+                hint="sequences count from 1",
+            )
 
 
 def _after(cursor: Cursor, head: Cursor) -> Start:

@@ -33,13 +33,20 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    home: Path, agents: Iterable[Path], *, runner: Runner | None = None, **options: Any
+    home: Path,
+    agents: Iterable[Path],
+    *,
+    runner: Runner | None = None,
+    min_free_bytes: int = 0,
+    **options: Any,
 ) -> AsyncGenerator[House]:
     """`home` as the server's home folder; `options` go to the engine."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(home / "runs.db", SCHEMA))
         hub = await stack.enter_async_context(aclosing(await open_hub(home / "streams.db")))
-        storage = await stack.enter_async_context(open_local(home / "blobs", home / "catalog.db"))
+        storage = await stack.enter_async_context(
+            open_local(home / "blobs", home / "catalog.db", min_free_bytes=min_free_bytes)
+        )
         runner = await stack.enter_async_context(aclosing(runner or LocalRunner()))
         registry = AgentRegistry(agents, database)
         await registry.load()

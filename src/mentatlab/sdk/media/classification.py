@@ -74,5 +74,6 @@ def _cropped_input(model: Model) -> InputSpec:
         raise Invalid(
             Code.BAD_PARAM,
             f"model {model.card.id} is for {model.card.task}, not for image-classification",
+            hint="name a model of that task, such as efficientnet",
         )
     return model.card.input

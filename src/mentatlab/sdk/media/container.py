@@ -79,6 +79,7 @@ def open_media(source: Source, limits: Limits, unreadable: Code) -> Generator[In
             raise TooLarge(
                 Code.MEDIA_TOO_LARGE,
                 f"{len(container.streams)} streams are over {limits.max_streams}",
+                hint="keep one picture and one sound track",
             )
         yield container
 
@@ -114,7 +115,9 @@ def check_codec(stream: Stream, allowed: frozenset[str], unreadable: Code) -> No
 def check_time(time_s: float, limits: Limits) -> None:
     if time_s > limits.max_duration_s:
         raise TooLarge(
-            Code.MEDIA_TOO_LONG, f"the medium is longer than {limits.max_duration_s:g} s"
+            Code.MEDIA_TOO_LONG,
+            f"the medium is longer than {limits.max_duration_s:g} s",
+            hint="cut it into shorter pieces",
         )
 
 

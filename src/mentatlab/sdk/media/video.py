@@ -105,11 +105,13 @@ class Video:
             raise TooLarge(
                 Code.MEDIA_TOO_LARGE,
                 f"{width}×{height} px are over {limits.max_width}×{limits.max_height}",
+                hint="scale it down: ffmpeg -i IN -vf scale=1920:-2 out.mp4",
             )
         if (self.info.fps or 0) > limits.max_fps:
             raise TooLarge(
                 Code.MEDIA_TOO_LARGE,
                 f"{self.info.fps:g} frames per second are over {limits.max_fps:g}",
+                hint="lower the frame rate: ffmpeg -i IN -r 60 out.mp4",
             )
 
 
