@@ -1,4 +1,4 @@
-"""`kill -9` of the process that runs the engine, in the middle of a run, then another one goes on."""
+"""`kill -9` of the process that runs the engine in the middle of a run; then another goes on."""
 
 import asyncio
 import json
@@ -59,6 +59,10 @@ def flow(nodes: list[dict[str, Any]], edges: list[tuple[str, str]]) -> dict[str,
     }
 
 
+def text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 async def killed_in_the_middle(
     home: Path,
     agents: Path,
@@ -75,7 +79,7 @@ async def killed_in_the_middle(
     assert host.stdout is not None
     run_id = (await host.stdout.readline()).decode().strip()
     async with asyncio.timeout(30):
-        while not (until.exists() and text in until.read_text()):
+        while text not in text_of(until):
             await asyncio.sleep(0.01)
     host.send_signal(signal.SIGKILL)
     await host.wait()
@@ -90,9 +94,16 @@ def ran(path: Path) -> list[str]:
 async def gone(path: Path) -> None:
     """Every agent process that noted its pid has ended."""
     async with asyncio.timeout(15):
-        for line in path.read_text().splitlines():
-            while Path(f"/proc/{line.split()[2]}").exists():
-                await asyncio.sleep(0.01)
+        while any(alive(line.split()[2]) for line in text_of(path).splitlines()):
+            await asyncio.sleep(0.01)
+
+
+def holds(path: Path, data: bytes) -> bool:
+    return path.exists() and data in path.read_bytes()
+
+
+def alive(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 async def test_a_committed_node_is_not_run_again_and_no_process_is_left(tmp_path: Path) -> None:
@@ -167,7 +178,7 @@ async def test_a_producers_lane_goes_on_in_a_new_attempt(tmp_path: Path) -> None
     assert host.stdout is not None
     run_id = (await host.stdout.readline()).decode().strip()
     async with asyncio.timeout(30):
-        while not (log.exists() and b'"data":"2"' in log.read_bytes()):
+        while not holds(log, b'"data":"2"'):
             await asyncio.sleep(0.02)
     os.kill(host.pid, signal.SIGKILL)
     await host.wait()
@@ -190,7 +201,7 @@ async def test_a_stop_without_cancel_leaves_the_run_to_the_next_start(tmp_path: 
     async with open_house(tmp_path / "home", [agents]) as house:
         run = await house.engine.submit(document, {"a": "x"})
         async with asyncio.timeout(30):
-            while not notes.exists():
+            while not text_of(notes):
                 await asyncio.sleep(0.01)
     await gone(notes)
     async with open_house(tmp_path / "home", [agents]) as house:

@@ -1,4 +1,4 @@
-"""Value edges with real agent processes: the classic echo agent, chains, inputs, outputs, errors."""
+"""Value edges with real agents: the classic echo agent, chains, inputs, outputs, errors."""
 
 import asyncio
 from pathlib import Path
@@ -42,9 +42,13 @@ TEXT = [{"name": "text", "type": "string"}]
 async def until_written(path: Path) -> str:
     """What a foreign process writes there, in one go."""
     async with asyncio.timeout(30):
-        while not path.exists():
+        while not (text := text_of(path)):
             await asyncio.sleep(0.01)
-    return path.read_text()
+    return text
+
+
+def text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def alive(pid: int) -> bool:

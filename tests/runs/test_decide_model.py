@@ -1,9 +1,9 @@
 """A model check of `decide`: every small graph × every outcome × every order of events.
 
-The world is what the shell may see: attempts under way, retries that are due, readers of `forEach` sources,
-gathering of outputs; and once, at any moment, a cancel, a timeout or a crash. Checked in every state:
-no run is stuck, nothing that succeeded starts again, what has ended stays so, windows hold, and the
-log alone gives the same state.
+The world is what the shell may see: attempts under way, retries that are due, readers of `forEach`
+sources, gathering of outputs; and once, at any moment, a cancel, a timeout, a crash or a failure of
+the shell. Checked in every state: no run is stuck, nothing that succeeded starts again, what has
+ended stays so, windows hold, and the log alone gives the same state.
 """
 
 import itertools
@@ -172,9 +172,9 @@ def moves(plan: Plan, world: World) -> Iterator[tuple[World, d.Signal]]:
     for unit in world.due:
         consumed = {n.id: {e.target_pin: 1 for e in n.inputs} for n in plan.nodes}
         left = replace(world, due=world.due - {unit})
-        for given in (consumed, {}):
+        for read in (consumed, {}):
             name, item, attempt = unit
-            yield left, d.RetryDue(at=0, node=name, item=item, attempt=attempt, consumed=given)
+            yield left, d.RetryDue(at=0, node=name, item=item, attempt=attempt, consumed=read)
     for reader in world.readers:
         yield from reads_of(plan, world, reader)
     for name, attempt in world.finishing:
@@ -219,6 +219,7 @@ def interruptions(world: World) -> Iterator[tuple[World, d.Signal]]:
     state = replace(world.state, nodes=volatile, active=frozenset())
     crashed = World(state=state, interrupted=True, succeeded=world.succeeded)
     yield crashed, d.Recovered(at=0)
+    yield crashed, d.Broken(at=0, error=PERMANENT)
 
 
 def start(plan: Plan, *, interrupted: bool) -> World:

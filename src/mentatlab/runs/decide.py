@@ -33,7 +33,6 @@ LOST_ATTEMPTS = 10
 
 
 # ---- signals: what the shell tells
-# -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +133,6 @@ Signal = (
 )
 
 # ---- commands: what the shell does
-# -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +220,6 @@ class Decision(NamedTuple):
 
 
 # ---- what a plan says
-# ------------------------------------------------------------------------------
 
 
 def reads_lane(edge: PlanEdge) -> bool:
@@ -253,7 +250,6 @@ def _optional(node: PlanNode, edge: PlanEdge) -> bool:
 
 
 # ---- the rules
-# -------------------------------------------------------------------------------------
 
 
 def decide(plan: Plan, state: RunState, signal: Signal) -> Decision:

@@ -1,0 +1,188 @@
+"""Media by reference between real agents: stored once, constraints before the start, full disks."""
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mentatlab.protocol.records import RecordType
+from mentatlab.testing.house import House, open_house, write_agent
+
+PICTURE = {"name": "picture", "type": "image", "metadata": {"mimeType": "image/*"}}
+FRAMES = {"name": "frames", "type": "stream", "metadata": {"items": "image"}}
+SIZE = {"name": "size", "type": "number"}
+
+# Copies its picture to a file of its own; says what it was given.
+COPY = """
+    import json, pathlib, sys
+    payload = json.load(sys.stdin)
+    given, out = payload["picture"], pathlib.Path(payload["context"]["out_dir"])
+    body = pathlib.Path(given["path"]).read_bytes()
+    assert len(body) == given["ref"]["size"]
+    (out / "copy.png").write_bytes(body)
+    print(json.dumps({"picture": {"path": "copy.png", "metadata": {"copied": True}}}))
+"""
+MEASURE = """
+    import json, os, pathlib, sys
+    payload = json.load(sys.stdin)
+    pathlib.Path(payload["spec"].get("ran", os.devnull)).touch()
+    print(json.dumps({"size": os.path.getsize(payload["picture"]["path"])}))
+"""
+SPLIT = """
+    import json, pathlib, sys
+    payload = json.load(sys.stdin)
+    body = pathlib.Path(payload["picture"]["path"]).read_bytes()
+    for n in range(3):
+        path = pathlib.Path(payload["context"]["out_dir"], f"{n}.png")
+        path.write_bytes(body)
+        chunk = {"type": "chunk", "pin": "frames", "path": str(path), "pts": n / 2}
+        print(json.dumps({**chunk, "metadata": {"index": n}}), flush=True)
+    print(json.dumps({"type": "result", "outputs": {}}))
+"""
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 16), "blue").save(file, "PNG")
+    return file.getvalue()
+
+
+def flow(nodes: list[dict[str, Any]], edges: list[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1beta1",
+        "kind": "Flow",
+        "meta": {"id": "demo.media", "name": "media", "version": "1.0.0"},
+        "graph": {"nodes": nodes, "edges": [{"from": a, "to": b} for a, b in edges]},
+    }
+
+
+def write_agents(root: Path, **constraint: Any) -> Path:
+    write_agent(root, "copy", COPY, inputs=[PICTURE], outputs=[PICTURE])
+    picky = {**PICTURE, "metadata": {"mimeType": "image/*", **constraint}}
+    write_agent(root, "measure", MEASURE, inputs=[picky], outputs=[SIZE])
+    write_agent(root, "split", SPLIT, inputs=[PICTURE], outputs=[FRAMES])
+    return root
+
+
+async def uploaded(house: House) -> dict[str, Any]:
+    return await house.storage.upload(png(), {"type": "image"})
+
+
+async def test_a_picture_goes_from_agent_to_agent_by_reference(tmp_path: Path) -> None:
+    document = flow(
+        [
+            {"id": "file", "type": "ui.file-upload", "params": {"accept": "image/*"}},
+            {"id": "copy", "type": "copy"},
+            {"id": "measure", "type": "measure"},
+            {"id": "show", "type": "ui.console"},
+        ],
+        [
+            ("file.file", "copy.picture"),
+            ("copy.picture", "measure.picture"),
+            ("copy.picture", "show.copy"),
+            ("measure.size", "show.size"),
+        ],
+    )
+    async with open_house(tmp_path / "home", [write_agents(tmp_path / "agents")]) as house:
+        run = await house.engine.submit(document, {"file": await uploaded(house)})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done.error
+        assert done.outputs["show.size"] == len(png())
+        copy = done.outputs["show.copy"]
+        assert "path" not in copy
+        assert copy["ref"]["metadata"]["copied"] is True
+        assert copy["ref"]["metadata"]["width"] == 32
+        blob = await house.storage.get(copy, workspace="default")
+        assert blob.key.startswith(f"default/demo.media/{run.id}/copy/picture_")
+    assert not list((tmp_path / "home" / "scratch").rglob("*.png"))
+
+
+async def test_an_input_over_its_pins_constraint_is_refused_before_the_agent_starts(
+    tmp_path: Path,
+) -> None:
+    agents = write_agents(tmp_path / "agents", maxSize="10B")
+    node = {"id": "measure", "type": "measure", "params": {"ran": str(tmp_path / "ran")}}
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(flow([node], []), {"measure": await uploaded(house)})
+        done = await house.engine.wait(run.id)
+        assert done.error is not None
+        assert (done.state, done.error.code) == ("failed", "MEDIA_TOO_LARGE")
+        assert "measure.picture" in done.error.message
+        assert done.nodes[0].attempt == 1  # and not tried again
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_frames_stream_by_reference_into_a_map(tmp_path: Path) -> None:
+    document = flow(
+        [
+            {"id": "split", "type": "split"},
+            {"id": "measure", "type": "measure", "forEach": "picture", "maxParallel": 2},
+        ],
+        [("split.frames", "measure.picture")],
+    )
+    async with open_house(tmp_path / "home", [write_agents(tmp_path / "agents")]) as house:
+        run = await house.engine.submit(document, {"split": await uploaded(house)})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done.error
+        frames, sizes = done.streams
+        async with house.hub.subscribe(frames.stream_id) as records:
+            found = [r async for r in records if r.type is RecordType.DATA]
+        assert [r.pts_us for r in found] == [0, 500_000, 1_000_000]
+        assert [r.payload["metadata"]["index"] for r in found] == [0, 1, 2]
+        assert all(r.payload["metadata"]["mime_type"] == "image/png" for r in found)
+        for record in found:
+            await house.storage.get(record.payload["ref"], workspace="default")
+        async with house.hub.subscribe(sizes.stream_id) as records:
+            values = [r.payload["data"] async for r in records if r.type is RecordType.DATA]
+        assert values == [len(png())] * 3
+
+
+async def test_a_full_blob_store_fails_the_node_with_its_code(tmp_path: Path) -> None:
+    agents = write_agents(tmp_path / "agents")
+    home = tmp_path / "home"
+    async with open_house(home, [agents]) as house:
+        reference = await uploaded(house)
+    async with open_house(home, [agents], min_free_bytes=1 << 60) as house:
+        run = await house.engine.submit(
+            flow([{"id": "copy", "type": "copy"}], []), {"copy": reference}
+        )
+        done = await house.engine.wait(run.id)
+        assert done.error is not None
+        assert (done.state, done.error.code) == ("failed", "DISK_FULL")
+
+
+async def set_max_pages(house: House, pages: int) -> None:
+    """SQLite's own bound on the size of runs.db; it never goes below what there is."""
+    await house.database.write(lambda db: db.execute(f"PRAGMA max_page_count={pages}").fetchone())
+
+
+async def test_a_full_run_log_fails_the_run_as_soon_as_that_can_be_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    agents = write_agents(tmp_path / "agents")
+    waits = """
+        import json, os, sys, time
+        payload = json.load(sys.stdin)
+        while not os.path.exists(payload["spec"]["go"]):
+            time.sleep(0.01)
+        print(json.dumps({"size": 1, "pad": "x" * 30000}))
+    """
+    write_agent(agents, "waits", waits, outputs=[SIZE, {"name": "pad", "type": "string"}])
+    node = {"id": "wait", "type": "waits", "params": {"go": str(tmp_path / "go")}}
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(flow([node], []), {})
+        await set_max_pages(house, 1)
+        (tmp_path / "go").touch()
+        waiting = asyncio.create_task(house.engine.wait(run.id))
+        async with asyncio.timeout(30):
+            while "cannot go on" not in caplog.text:
+                await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await set_max_pages(house, 1 << 30)
+        done = await waiting
+        assert done.error is not None
+        assert (done.state, done.error.code) == ("failed", "DISK_FULL")
+        assert done.nodes[0].state == "failed"
