@@ -112,6 +112,8 @@ class MultimodalEdgeProcessor:
             raise _wrong_type(pin, value, code=Code.TYPE_MISMATCH)
         if pin.enum is not None and value not in pin.enum:
             raise _not_listed(pin, value)
+        if pin.metadata.max_size is not None:
+            _check_size(edge, len(msgspec.json.encode(value)))
         return await self._locate_nested(value, edge.workspace)
 
     # -- producer's side
@@ -225,13 +227,7 @@ class MultimodalEdgeProcessor:
         blob = await self._storage.get(value, workspace=edge.workspace)
         if edge.pin.metadata.by_reference:
             return self._located(blob, {**value})
-        limit = edge.pin.metadata.max_size
-        if limit is not None and blob.size > parse_size(limit):
-            raise TooLarge(
-                Code.MEDIA_TOO_LARGE,
-                f"{edge.node_id}.{edge.pin.name}: {blob.size} bytes are over maxSize {limit}",
-                hint="give a smaller value, or use another agent",
-            )
+        _check_size(edge, blob.size)
         if not budget.take(blob.size):
             raise TooLarge(
                 Code.VALUE_TOO_LARGE,
@@ -351,6 +347,17 @@ def _check_type(blob: Blob, wanted: PinType) -> None:
             Code.MEDIA_TYPE_MISMATCH,
             f"{blob.id} is {blob.type} ({blob.mime_type}), the pin takes {wanted}",
             hint=f"give a reference to {wanted}",
+        )
+
+
+def _check_size(edge: Edge, size: int) -> None:
+    """Of a string or JSON value, as JSON."""
+    limit = edge.pin.metadata.max_size
+    if limit is not None and size > parse_size(limit):
+        raise TooLarge(
+            Code.MEDIA_TOO_LARGE,
+            f"{edge.node_id}.{edge.pin.name}: {size} bytes are over maxSize {limit}",
+            hint="give a smaller value, or use another agent",
         )
 
 
