@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ async def test_only_files_below_the_folder_are_taken(
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "secret.png").write_bytes(png())
-    os.symlink(tmp_path / "secret.png", out / "link.png")
+    (out / "link.png").symlink_to(tmp_path / "secret.png")
     for path in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "missing.png"):
         with pytest.raises(Invalid, match="OUTPUT_FILE_INVALID"):
             await made(edges, {"path": path}, below=out)

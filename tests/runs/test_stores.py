@@ -174,6 +174,10 @@ async def test_flows_are_versioned_by_their_content(database: Database) -> None:
         await flows.delete("f", workspace="w")
 
 
+def bytes_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob("runs.db*"))
+
+
 async def test_keys_are_told_once_and_stored_hashed(database: Database, tmp_path: Path) -> None:
     keys = KeyStore(database)
     made = await keys.create(workspace="w", scopes=["run", "read", "run"], name="ci", now=1.0)
@@ -183,7 +187,7 @@ async def test_keys_are_told_once_and_stored_hashed(database: Database, tmp_path
     assert await keys.list(workspace="w") == [made.key]
     assert await keys.list() == [made.key]
     assert await keys.list(workspace="v") == []
-    stored = b"".join(path.read_bytes() for path in tmp_path.glob("runs.db*"))
+    stored = bytes_of(tmp_path)
     assert made.key.id.encode() in stored
     assert made.plaintext.encode() not in stored
     await keys.revoke(made.key.id, now=2.0)

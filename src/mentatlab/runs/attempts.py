@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -577,7 +577,9 @@ async def _take(
 def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
     """The first plain error in a group of groups."""
     first: BaseException = group.exceptions[0]
-    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+    if isinstance(first, BaseExceptionGroup):
+        return first_of(cast(BaseExceptionGroup[BaseException], first))
+    return first
 
 
 def fault_of(error: BaseException) -> Fault:

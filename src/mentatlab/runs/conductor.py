@@ -62,6 +62,8 @@ class Conductor:
         self._maps: dict[str, MapWork] = {}
         self._timers: list[asyncio.TimerHandle] = []
         self._first: Sequence[d.Command] = ()
+        self._recovered = False
+        self._ending = asyncio.Event()
         self._complete = True
 
     # -- what the engine calls
@@ -94,17 +96,25 @@ class Conductor:
         self._journal.add(1, [*created, *decision.events])
 
     async def recover(self) -> None:
-        """Go on with a run whose owner died; `open_lanes` comes first."""
+        """Prepare to go on with a run whose owner died; `open_lanes` comes first."""
         await self._journal.catch_up()
-        begun = bool(self.state.started_at)
-        at = self._services.clock()
-        self.tell(d.Recovered(at=at) if begun else d.Begin(at=at))
+        self._recovered = bool(self.state.started_at)
 
     def tell(self, signal: d.Signal) -> None:
         self._inbox.put_nowait(signal)
 
-    def cancel(self) -> None:
+    def begin(self) -> None:
+        """There is room for the run: let it start, or go on after a recovery."""
+        at = self._services.clock()
+        if self._recovered:
+            self.tell(d.Recovered(at=at))
+        elif not self.state.started_at:
+            self.tell(d.Begin(at=at))
+
+    async def cancel(self) -> None:
+        """Returns when that is committed, or the run has ended otherwise."""
         self.tell(d.EndAsked(at=self._services.clock(), reason="user_cancel"))
+        await self._ending.wait()
 
     async def run(self) -> None:
         """Until the run has ended and everything that follows from its end is done."""
@@ -113,6 +123,7 @@ class Conductor:
                 self._tasks = tasks
                 await self._conduct()
         finally:
+            self._ending.set()
             for timer in self._timers:
                 timer.cancel()
         await self._close()
@@ -164,6 +175,8 @@ class Conductor:
         if events:
             await self._commit(state, events)
         self.state = state
+        if state.ending is not None:
+            self._ending.set()
         await self._carry_out(commands)
 
     def _informed(self, signal: d.Signal) -> d.Signal:

@@ -225,9 +225,9 @@ class MultimodalEdgeProcessor:
 
     async def _inline(self, edge: Edge, value: Any, budget: Budget) -> Any:
         blob = await self._storage.get(value, workspace=edge.workspace)
+        _check_size(edge, blob.size)
         if edge.pin.metadata.by_reference:
             return self._located(blob, {**value})
-        _check_size(edge, blob.size)
         if not budget.take(blob.size):
             raise TooLarge(
                 Code.VALUE_TOO_LARGE,

@@ -46,6 +46,7 @@ Views = list[RunView]
 Events = list[ev.RunEvent]
 LogLines = list[dict[str, Any]]
 
+_MAX_PLANS = 256
 _GIVE_UP_DELAYS_S = (0.1, 0.5, 2.0, 10.0)
 
 MAX_RUNS = 64
@@ -114,8 +115,9 @@ class Engine:
         for row in await self._services.store.claim(self._owner):
             try:
                 await self._take_over(row)
-            except MentatError:
+            except MentatError as error:
                 logger.exception("run %s cannot be taken over", row.id)
+                await self._close_lost(row, fault_of(error))
 
     async def aclose(self) -> None:
         self._closing = True
@@ -134,6 +136,21 @@ class Engine:
             await conductor.recover()
             self._spawn(conductor, self._in_turn(conductor))
 
+    async def _close_lost(self, row: RunRow, fault: ev.Fault) -> None:
+        """A run whose plan this version cannot make any more."""
+        if row.state not in RUN_TERMINAL:
+            now = self._services.clock()
+            end = ev.RunFinished(at=now, state="failed", reason="engine_lost", error=fault)
+            row = msgspec.structs.replace(
+                row,
+                state="failed",
+                reason=end.reason,
+                finished_at=now,
+                last_seq=row.last_seq + 1,
+            )
+            await self._services.store.append(row, [end])
+        await self._services.store.close(row.id, row.epoch)
+
     async def _restore(self, row: RunRow) -> Conductor:
         """A run as its log tells it."""
         plan = await self._plan_of(row)
@@ -144,10 +161,16 @@ class Engine:
         return Conductor(self._services, row, plan, state, values)
 
     async def _plan_of(self, row: RunRow) -> Plan:
-        if row.digest not in self._plans:
-            snapshot = await self._services.store.snapshot(row.digest)
-            self._plans[row.digest] = plan_of(snapshot)
-        return self._plans[row.digest]
+        plan = self._plans.get(row.digest)
+        if plan is None:
+            plan = plan_of(await self._services.store.snapshot(row.digest))
+            self._remember(plan)
+        return plan
+
+    def _remember(self, plan: Plan) -> None:
+        while len(self._plans) >= _MAX_PLANS:
+            del self._plans[next(iter(self._plans))]
+        self._plans[plan.digest] = plan
 
     def _spawn(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
         run_id = conductor.row.id
@@ -161,11 +184,20 @@ class Engine:
         self._live.pop(run_id, None)
 
     def _in_turn(self, conductor: Conductor) -> Callable[[], Awaitable[None]]:
+        """The run takes signals at once: it can be cancelled while it waits for its slot."""
+
         async def run() -> None:
-            async with self._slots:
+            async with asyncio.TaskGroup() as group:
+                gate = group.create_task(self._hold_slot(conductor))
                 await conductor.run()
+                gate.cancel()
 
         return run
+
+    async def _hold_slot(self, conductor: Conductor) -> None:
+        async with self._slots:
+            conductor.begin()
+            await asyncio.Event().wait()
 
     async def _conduct(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -182,12 +214,15 @@ class Engine:
 
     async def _give_up(self, conductor: Conductor, fault: ev.Fault) -> None:
         """The run cannot go on. Recording that may have to wait until the disk has room again."""
+        if self._closing:
+            return
         logger.exception("run %s cannot go on: %s", conductor.row.id, fault.message)
         for delay in itertools.chain(_GIVE_UP_DELAYS_S, itertools.repeat(_GIVE_UP_DELAYS_S[-1])):
             try:
-                return await conductor.fail(fault)
+                await conductor.fail(fault)
+                return
             except Fenced:
-                return None  # it has another owner
+                return  # it has another owner
             except MentatError:
                 await asyncio.sleep(delay)
 
@@ -270,7 +305,7 @@ class Engine:
                 f"the run {run_id} has ended: {conductor.row.state}",
                 hint="an end is final; start a new run to do the work again",
             )
-        conductor.cancel()
+        await conductor.cancel()
         return await self.get(run_id, workspace=workspace)
 
     async def wait(self, run_id: str, *, workspace: str | None = None) -> RunView:
@@ -336,7 +371,7 @@ class Engine:
 
         plan = compile_plan(load_flow(document), look_up)
         manifests = {name: manifest.document() for name, manifest in used.items()}
-        self._plans[plan.digest] = plan
+        self._remember(plan)
         return plan, Snapshot(plan.digest, dict(document), manifests)
 
     async def _stored_inputs(
@@ -385,7 +420,6 @@ class Engine:
             conductor.begun(now, [created])
         else:
             conductor.created([created])
-            conductor.tell(d.Begin(at=at))
         self._spawn(conductor, self._in_turn(conductor))
         return made
 

@@ -44,7 +44,7 @@ class Journal:
         """After a restart: the committed events that the lane lacks."""
         lane = await self._services.hub.lane(self._lane)
         missing = await self._services.store.events(self._run.id, after=lane.chunks)
-        self._events += [ev.public(self._run.id, seq, event) for seq, event in missing]
+        self._events = [ev.public(self._run.id, seq, event) for seq, event in missing]
 
     def add(self, first: int, events: Sequence[ev.RunFact]) -> None:
         """Committed events, the first with sequence `first`."""

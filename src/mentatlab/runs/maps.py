@@ -125,11 +125,11 @@ class MapOutput:
         return [o.item for o in finished if o.item is not None]
 
     def _take(self) -> list[ev.NodeSucceeded | ev.NodeFailed]:
+        items: list[int] = []
         if not self._node.ordered:
             items = [item for item in self._order if item in self._outcomes]
             self._order = deque(item for item in self._order if item not in self._outcomes)
         else:
-            items = []
             while self._order and self._order[0] in self._outcomes:
                 items.append(self._order.popleft())
         return [self._outcomes.pop(item) for item in items]
