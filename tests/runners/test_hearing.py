@@ -1,6 +1,6 @@
 import pytest
 
-from mentatlab.protocol.events import Heartbeat, Log
+from mentatlab.protocol.events import AgentEvent, Heartbeat, Log, Metric, Output, Progress
 from mentatlab.runners.hearing import FloodError, Stderr, admit
 from mentatlab.runners.mailbox import LogBudget
 
@@ -20,14 +20,22 @@ def test_a_line_without_an_end_comes_in_pieces() -> None:
     assert list(stderr.feed(b"\xff\n")) == ["\ufffd"]
 
 
-def test_only_logs_are_budgeted() -> None:
+REMARKS = [
+    Log(message="x"),
+    Progress(percent=1),
+    Metric(name="n", value=1),
+    Output(key="k", value=1),
+]
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+def test_remarks_are_budgeted(remark: AgentEvent) -> None:
     budget = LogBudget(keep=10, flood=30)
     assert admit(Heartbeat(), 1000, budget) == Heartbeat()
-    log = Log(message="x")
-    assert admit(log, 10, budget) == log
-    notice = admit(log, 10, budget)
+    assert admit(remark, 10, budget) == remark
+    notice = admit(remark, 10, budget)
     assert isinstance(notice, Log)
     assert notice.level == "warning"
-    assert admit(log, 10, budget) is None
+    assert admit(remark, 10, budget) is None
     with pytest.raises(FloodError):
-        admit(log, 10, budget)
+        admit(remark, 10, budget)

@@ -25,8 +25,8 @@ def program(*names: str, optional: bool = False, **types: str) -> AgentProgram:
     )
 
 
-def heard(*said: events.AgentEvent) -> Heard:
-    found = Heard()
+def heard(agent: AgentProgram, *said: events.AgentEvent) -> Heard:
+    found = Heard(agent)
     for event in said:
         found.feed(event)
     return found
@@ -58,7 +58,7 @@ OK = Ending(exit_code=0)
 def test_which_word_is_the_result(
     pins: tuple[str, ...], said: list[events.AgentEvent], outputs: dict[str, Any] | None
 ) -> None:
-    outcome = conclude(program(*pins), heard(*said), OK)
+    outcome = conclude(program(*pins), heard(program(*pins), *said), OK)
     if outputs is None:
         assert outcome.code == Code.OUTPUT_MISSING
     else:
@@ -70,12 +70,12 @@ def test_metrics_come_from_mentat_meta() -> None:
         bare(a=1, mentat_meta={"tokens": 5}),
         bare(result={"a": 1}, mentat_meta={"tokens": 5}),
     ):
-        outcome = conclude(program("a"), heard(said), OK)
+        outcome = conclude(program("a"), heard(program("a"), said), OK)
         assert (outcome.outputs, outcome.metrics) == ({"a": 1}, {"tokens": 5})
 
 
 def test_an_earlier_object_is_a_log_line() -> None:
-    found = Heard()
+    found = Heard(program())
     assert found.feed(bare(step=1)) is None
     told = found.feed(bare(step=2))
     assert isinstance(told, events.Log)
@@ -96,7 +96,7 @@ def test_an_earlier_object_is_a_log_line() -> None:
     ],
 )
 def test_what_may_stay_away(agent: AgentProgram, said: list[events.AgentEvent], code: str) -> None:
-    assert conclude(agent, heard(*said), OK).code == code
+    assert conclude(agent, heard(agent, *said), OK).code == code
 
 
 def test_optional_pins_may_stay_away() -> None:
@@ -106,7 +106,7 @@ def test_optional_pins_may_stay_away() -> None:
         **{f: getattr(agent, f) for f in agent.__struct_fields__}
         | {"outputs": (*agent.outputs, optional)}
     )
-    assert conclude(agent, heard(bare(a=1)), OK).status == "succeeded"
+    assert conclude(agent, heard(agent, bare(a=1)), OK).status == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_optional_pins_may_stay_away() -> None:
     ],
 )
 def test_exit_codes(ending: Ending, class_: str, code: str) -> None:
-    outcome = conclude(program("a"), heard(bare(a=1)), ending)
+    outcome = conclude(program("a"), heard(program("a"), bare(a=1)), ending)
     assert (outcome.status, outcome.error_class, outcome.code) == ("failed", class_, code)
     assert outcome.message
 
@@ -139,12 +139,14 @@ def test_exit_codes(ending: Ending, class_: str, code: str) -> None:
     ],
 )
 def test_reported_errors(error: events.Error, exit_code: int, class_: str) -> None:
-    outcome = conclude(program("a"), heard(bare(a=1), error), Ending(exit_code=exit_code))
+    outcome = conclude(
+        program("a"), heard(program("a"), bare(a=1), error), Ending(exit_code=exit_code)
+    )
     assert (outcome.error_class, outcome.code, outcome.message) == (class_, error.code, "m")
 
 
 def test_cancelled_is_not_failed() -> None:
-    outcome = conclude(program("a"), heard(), Ending(exit_code=-15, cause="cancelled"))
+    outcome = conclude(program("a"), heard(program("a")), Ending(exit_code=-15, cause="cancelled"))
     assert (outcome.status, outcome.error_class) == ("cancelled", None)
 
 
@@ -168,9 +170,16 @@ words = st.one_of(
 def test_any_words_give_an_outcome_with_declared_outputs_only(
     said: list[events.AgentEvent], pins: tuple[str, ...]
 ) -> None:
-    outcome = conclude(program(*pins), heard(*said), OK)
+    outcome = conclude(program(*pins), heard(program(*pins), *said), OK)
     assert outcome.outputs.keys() <= set(pins)
     if outcome.status == "succeeded":
         assert outcome.outputs.keys() == set(pins)
     else:
         assert outcome.code in (Code.NO_RESULT, Code.OUTPUT_MISSING)
+
+
+def test_however_much_is_said_only_pins_are_kept() -> None:
+    said = [events.Output(key=f"k{n}", value=n) for n in range(100)]
+    found = heard(program("a"), *said, events.Output(key="mentat_meta", value={"n": 1}))
+    assert found.outputs == {"mentat_meta": {"n": 1}}
+    assert conclude(program("a"), found, OK).code == Code.OUTPUT_MISSING

@@ -27,7 +27,7 @@ _READ_BYTES = 64 * 1024
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """rlimits of an agent (Linux); no core dumps ever. `address_space` in bytes, None = unlimited."""
+    """rlimits of an agent (Linux); no core dumps. `address_space` in bytes, None = unlimited."""
 
     address_space: int | None = None
     open_files: int = 4096

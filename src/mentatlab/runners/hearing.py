@@ -44,13 +44,16 @@ class Stderr:
         return self._tail[-1] if self._tail else ""
 
 
-def admit(event: events.AgentEvent, size: int, budget: LogBudget) -> events.AgentEvent | None:
-    """The event, for a log within its budget; the notice when it is reached; None afterwards.
+_REMARKS = events.Log | events.Progress | events.Metric | events.Output
+"""Nobody waits for these: they are kept in memory, or (outputs) have been noted already."""
 
-    `FloodError` when it is over all measure. Only logs are budgeted: everything else waits for its
-    reader.
+
+def admit(event: events.AgentEvent, size: int, budget: LogBudget) -> events.AgentEvent | None:
+    """The event; of remarks, the notice when their budget is reached and None afterwards.
+
+    `FloodError` when it is over all measure. Everything else waits for its reader.
     """
-    if not isinstance(event, events.Log):
+    if not isinstance(event, _REMARKS):
         return event
     match budget.take(size):
         case "keep":

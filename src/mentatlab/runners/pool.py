@@ -165,7 +165,7 @@ def _died_at_start(invocation: Invocation, worker: Worker) -> Outcome:
     ending = Ending(
         exit_code=worker.exit_code or 1, oom=worker.oom, last_words=worker.stderr.last_words
     )
-    told = conclude(invocation.program, Heard(), ending)
+    told = conclude(invocation.program, Heard(invocation.program), ending)
     return failed(
         told.error_class or "permanent",
         Code.AGENT_START_FAILED,

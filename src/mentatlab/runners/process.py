@@ -43,7 +43,7 @@ class OneShotAttempt:
         self._guardian = watcher
         self._mailbox = Mailbox(settings.mailbox_bytes)
         self._budget = LogBudget(settings.log_bytes, settings.flood_bytes)
-        self._heard = Heard()
+        self._heard = Heard(invocation.program)
         self._stderr = Stderr()
         self._child: Child | None = None
         self._started = asyncio.Event()  # the input line is written, or there will be none

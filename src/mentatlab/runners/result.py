@@ -39,9 +39,13 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heard:
-    """What an attempt has said so far that bears on its result."""
+    """What an attempt has said so far that bears on its result: one value for each pin, however
+    much is said.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, program: AgentProgram) -> None:
+        self._names = {pin.name for pin in program.outputs} | {_META}
+        self.answered = False
         self.result: dict[str, Any] | None = None
         self.outputs: dict[str, Any] = {}
         self.bare: dict[str, Any] | None = None
@@ -49,6 +53,7 @@ class Heard:
 
     def feed(self, event: events.AgentEvent) -> events.AgentEvent | None:
         """Take note; gives what is to be passed on to whoever reads the attempt's events."""
+        self.answered |= isinstance(event, events.Result | events.Output | events.Bare)
         match event:
             case events.Result():
                 self.result = event.outputs
@@ -57,7 +62,8 @@ class Heard:
             case events.Bare():
                 return self._bare(event.value)
             case events.Output():
-                self.outputs[event.key] = event.value
+                if event.key in self._names:
+                    self.outputs[event.key] = event.value
                 return event
             case events.Ready():
                 pass
@@ -159,6 +165,14 @@ def _reported(error: events.Error, ending: Ending) -> Outcome:
     )
 
 
+_EXIT_HINTS = {
+    Code.AGENT_KILLED: "the machine's log may say who ended it",
+    Code.AGENT_OOM: "give it smaller inputs, or the machine more memory",
+    Code.AGENT_TIMEOUT: "give it more time or smaller inputs",
+}
+_MORE = ("run it by hand to see why: `mentatlab agent run`", "the node's log says more")
+
+
 def _exited(code: int, ending: Ending) -> Outcome:
     said = f": {ending.last_words}" if ending.last_words else ""
     class_, name = _exit_class(code, oom=ending.oom)
@@ -167,7 +181,7 @@ def _exited(code: int, ending: Ending) -> Outcome:
         class_,
         name,
         f"the agent {how}{said}",
-        hint="its log says more" if said else "",
+        hint=_EXIT_HINTS.get(name) or _MORE[bool(said)],
         exit_code=code,
     )
 
@@ -203,14 +217,13 @@ def _succeeded(program: AgentProgram, heard: Heard, ending: Ending) -> Outcome:
         said, metrics = _from_bare(heard.bare, pins)
     else:
         said, metrics = {}, {}
-    silent = heard.result is None and not heard.outputs and heard.bare is None
-    missing = _missing(program, said, silent=silent)
+    missing = _missing(program, said, silent=not heard.answered)
     if not missing:
         return Outcome(
             status="succeeded", outputs=said, metrics=metrics, exit_code=ending.exit_code
         )
     names = ", ".join(missing)
-    if silent:
+    if not heard.answered:
         return failed(
             "permanent",
             Code.NO_RESULT,

@@ -347,7 +347,7 @@ class WarmAttempt:
         self._crashed = False  # its worker died under it
         self._mailbox = Mailbox(settings.mailbox_bytes, taken=self._taken)
         self._budget = LogBudget(settings.log_bytes, settings.flood_bytes)
-        self._heard = Heard()
+        self._heard = Heard(invocation.program)
         self._windows = {pin: _Window(settings) for pin in invocation.stream_inputs}
         self._consumed: dict[str, int] = {}
         self._granted: dict[str, int] = {}
@@ -447,7 +447,7 @@ class WarmAttempt:
             window.release()
 
     def _taken(self, event: AgentEvent, size: int) -> None:
-        """What has been read may be sent again: credit in absolute bytes, when half of it is used."""
+        """What has been read may be sent again: credit in absolute bytes, when half is used."""
         if isinstance(event, events.Chunk) and event.pin in self._granted:
             consumed = self._consumed[event.pin] = self._consumed.get(event.pin, 0) + size
             if self._granted[event.pin] - consumed < self._settings.credit_bytes // 2:
