@@ -1,4 +1,4 @@
-"""The engine's own cost: chains of nodes that do nothing, of warm agent processes, of one-shot ones.
+"""The engine's own cost: chains of nodes that do nothing, of warm agents, of one-shot ones.
 
 A chain of n costs n + 1 commits; the figures "beside commits" have them taken off at the machine's
 p50, as a run of the same folder measures it.
@@ -136,5 +136,7 @@ async def _rate(house: House) -> float:
 
 async def _commit(house: House) -> float:
     begun = time.perf_counter()
-    await house.database.write(lambda db: db.execute("INSERT INTO agents VALUES (hex(randomblob(8)), 0)").rowcount)
+    await house.database.write(
+        lambda db: db.execute("INSERT INTO agents VALUES (hex(randomblob(8)), 0)").rowcount
+    )
     return (time.perf_counter() - begun) * 1000

@@ -134,8 +134,8 @@ class NodeAttempt:
         except* Exception as group:  # a bug here must not leave the run waiting
             logger.exception("attempt of %s in %s", self._node.id, self._run.id)
             ended = self._ended(error=internal_fault(first_of(group)))
-        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
         self._tell(ended)
+        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
     async def _attempt(self) -> AttemptEnded:
         program = self._program()
@@ -175,7 +175,7 @@ class NodeAttempt:
     def _program(self) -> AgentProgram:
         manifest = self._node.manifest
         assert manifest is not None
-        return self._services.registry.get(f"{manifest.id}:{manifest.version}").program()
+        return self._services.registry.get(f"{manifest.id}:{manifest.version}").entry
 
     # -- inputs
 

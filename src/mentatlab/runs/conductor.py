@@ -64,6 +64,7 @@ class Conductor:
         self._first: Sequence[d.Command] = ()
         self._recovered = False
         self._ending = asyncio.Event()
+        self.ended = asyncio.Event()
         self._complete = True
 
     # -- what the engine calls
@@ -145,7 +146,9 @@ class Conductor:
         await self.finish_recovered()
 
     async def _close(self) -> None:
-        if await self._journal.close() and self._complete:
+        closed = await self._journal.close()
+        self.ended.set()
+        if closed and self._complete:
             await self._services.store.close(self._info.id, self.row.epoch)
 
     # -- the loop

@@ -272,8 +272,10 @@ class Engine:
 
     async def get(self, run_id: str, *, workspace: str) -> RunView:
         """`NotFound(RUN_NOT_FOUND)` for an unknown run, or one of another workspace."""
-        conductor = await self._find(run_id, workspace)
-        lanes = await self._services.hub.lanes(run_id)
+        return await self._view(await self._find(run_id, workspace))
+
+    async def _view(self, conductor: Conductor) -> RunView:
+        lanes = await self._services.hub.lanes(conductor.row.id)
         return view(
             conductor.row,
             conductor.plan,
@@ -311,11 +313,16 @@ class Engine:
     async def wait(self, run_id: str, *, workspace: str | None = None) -> RunView:
         """The run when it has ended, with its streams. Cancelling the waiter does not touch the
         run."""
-        task = self._tasks.get(run_id)
-        if task is not None:
-            await asyncio.wait([task])
-        row = await self._services.store.get(run_id)
-        return await self.get(run_id, workspace=workspace or row.workspace)
+        conductor, task = self._live.get(run_id), self._tasks.get(run_id)
+        if conductor is None or task is None:
+            row = await self._services.store.get(run_id)
+            return await self.get(run_id, workspace=workspace or row.workspace)
+        if workspace not in (None, conductor.row.workspace):
+            raise unknown_run(run_id)
+        ended = asyncio.create_task(conductor.ended.wait())
+        await asyncio.wait([ended, task], return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        return await self._view(conductor)
 
     async def outputs(self, run_id: str, *, workspace: str) -> dict[str, Any]:
         """By `node.pin`: what there is so far. A stream is told by its id; one that an output node

@@ -22,7 +22,7 @@ MANIFEST_NAMES = ("manifest.yaml", "manifest.yml", "manifest.json")
 class RegisteredAgent:
     manifest: Manifest
     directory: Path
-    interpreter: str = sys.executable
+    entry: AgentProgram
 
     @property
     def id(self) -> str:
@@ -33,7 +33,7 @@ class RegisteredAgent:
         return self.manifest.version
 
     def program(self) -> AgentProgram:
-        return self.manifest.program(self.directory, interpreter=self.interpreter)
+        return self.entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +152,9 @@ class AgentRegistry:
                 f"{path} cannot be read: {error}",
                 hint="let the server's user read it",
             ) from error
-        agent = RegisteredAgent(load_manifest(text, name=str(path)), directory, self._interpreter)
-        agent.program()  # says now, not at the first run, that the program is missing
-        return agent
+        manifest = load_manifest(text, name=str(path))
+        program = manifest.program(directory, interpreter=self._interpreter)
+        return RegisteredAgent(manifest, directory, program)
 
 
 def manifest_path(directory: Path) -> Path | None:
