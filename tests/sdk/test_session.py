@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,30 @@ async def test_a_slow_host_holds_up_one_task_not_the_loop() -> None:
         await asyncio.sleep(0)
         got = [found async for found in _first(read_lines(read_end), 4)]
     assert got == [line.strip()] * 4
+    os.close(write_end)
+
+
+async def test_a_cancelled_line_is_written_whole_though_all_shared_threads_wait() -> None:
+    read_end, write_end = os.pipe()
+    wire, gate = Wire(write_end), threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+
+    def tell() -> None:
+        gate.wait()
+        wire.send({"type": "log"})
+
+    telling = asyncio.create_task(asyncio.to_thread(tell))
+    line = json.dumps({"x": "y" * 100_000}).encode() + b"\n"  # more than the pipe holds
+    sending = asyncio.create_task(wire.send_line(line))
+    await asyncio.sleep(0)
+    sending.cancel()
+    gate.set()
+    async with asyncio.timeout(10):
+        assert [found async for found in _first(read_lines(read_end), 2)] == [
+            line.strip(),
+            b'{"type":"log"}',
+        ]
+        await telling
     os.close(write_end)
 
 

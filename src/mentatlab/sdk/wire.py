@@ -11,7 +11,8 @@ import select
 import stat
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from mentatlab.protocol.stdio import Lines, encode
@@ -45,6 +46,8 @@ class Wire:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
+        # of its own: all of the shared threads may be waiting for the lock
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="wire")
         if _is_pipe(fd):  # never a terminal: its flags are shared with the shell
             os.set_blocking(fd, False)
 
@@ -55,14 +58,20 @@ class Wire:
             self._write(line)
 
     async def send_line(self, line: bytes) -> None:
-        """As `send` for an encoded line, without holding up the event loop."""
-        loop = asyncio.get_running_loop()
+        """As `send` for an encoded line, without holding up the event loop.
+
+        A cancelled caller's line is still written, whole.
+        """
         if not self._lock.acquire(blocking=False):
-            await loop.run_in_executor(None, self._locked_write, line)
+            await self._in_thread(self._locked_write, line)
         elif rest := self._write_some(line):
-            await loop.run_in_executor(None, self._write_and_release, rest)
+            await self._in_thread(self._write_and_release, rest)
         else:
             self._lock.release()
+
+    async def _in_thread(self, write: Callable[[bytes], None], line: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self._writer, write, line))
 
     def _locked_write(self, line: bytes) -> None:
         with self._lock:
