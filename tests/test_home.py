@@ -1,3 +1,4 @@
+import fcntl
 import os
 import stat
 import subprocess
@@ -42,6 +43,12 @@ def test_what_a_killed_server_left_is_not_believed(tmp_path: Path):
     assert home.running_server(tmp_path) is None
     with home.locked(tmp_path):
         pass
+
+
+def test_two_who_ask_at_once_do_not_take_each_other_for_the_server(tmp_path: Path):
+    with home.announced(tmp_path, INFO), (tmp_path / "lock").open("a+") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # as another command holds it while it looks
+        assert home.running_server(tmp_path) is None
 
 
 def test_no_server(tmp_path: Path):

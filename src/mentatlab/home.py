@@ -85,8 +85,10 @@ def running_server(home: Path) -> ServerInfo | None:
     info = read_server_info(home)
     if info is None:
         return None
-    with contextlib.suppress(OSError), (home / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(OSError), (home / "lock").open("a+") as file:
+        fcntl.flock(
+            file, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # shared: two who ask do not see each other
         return None  # nobody holds it: the file was left by a killed server
     return info
 
