@@ -20,6 +20,7 @@ from mentatlab.streams import StreamingConnectionManager, Subscription
 Reader = Annotated[Caller, Depends(requires("read"))]
 
 PING_S = 15.0
+_MAX_SEQ = 10**15
 
 
 def run_events_router(engine: Engine, hub: StreamingConnectionManager) -> APIRouter:
@@ -37,7 +38,9 @@ def run_events_router(engine: Engine, hub: StreamingConnectionManager) -> APIRou
     async def follow(
         run_id: str,
         who: Reader,
-        after: Annotated[int, Query(ge=0, description="only events behind this `seq`")] = 0,
+        after: Annotated[
+            int, Query(ge=0, lt=_MAX_SEQ, description="only events behind this `seq`")
+        ] = 0,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> Response:
         start = after if last_event_id is None else _sequence(last_event_id)
