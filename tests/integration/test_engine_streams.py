@@ -82,6 +82,21 @@ FLAKY_PRODUCER = """
     say("good", "better", "best")
     print(json.dumps({"type": "result", "outputs": {}}))
 """
+# Two good chunks and a checkpoint, then a wrong one; the second attempt goes on after the two.
+CAREFUL_PRODUCER = """
+    import json, sys
+    context = json.load(sys.stdin)["context"]
+    def say(**message):
+        print(json.dumps(message), flush=True)
+    done = context["resume_state"] or 0
+    for n in range(done + 1, 5):
+        if n == 3 and not done:
+            say(type="checkpoint", state=2)
+            say(type="chunk", pin="lines", data="99")
+            sys.exit(3)
+        say(type="chunk", pin="lines", data=str(n))
+    say(type="result", outputs={})
+"""
 SUM = """
     import json, sys
     payload = json.load(sys.stdin)
@@ -209,6 +224,28 @@ async def test_fail_fast_and_max_failed_end_the_node_with_the_items_error(tmp_pa
             assert done.streams[1].state == "errored"
 
 
+async def test_a_shown_stream_is_an_output_once_it_has_ended_whole(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "counter", COUNTER, inputs=[TEXT], outputs=[LINES])
+    write_agent(agents, "odd", ONLY_EVEN, inputs=[TEXT], outputs=[TEXT])
+    async with open_house(tmp_path / "home", [agents]) as house:
+        for more, expected in (
+            ({"onItemError": "collect"}, ("partial", 9)),
+            ({"onItemError": "skip", "maxFailed": 3}, ("failed", None)),
+        ):
+            document = flow(
+                [
+                    {"id": "count", "type": "counter", "params": {"text": "9"}},
+                    {"id": "odd", "type": "odd", "forEach": "text", "maxParallel": 4, **more},
+                    {"id": "show", "type": "ui.stream-viewer"},
+                ],
+                [("count.lines", "odd.text"), ("odd.text", "show.text")],
+            )
+            done = await house.engine.wait((await house.engine.submit(document, {})).id)
+            shown = done.outputs.get("show.text", {}).get("chunks")
+            assert (done.state, shown) == expected
+
+
 async def test_a_producer_that_tries_again_begins_its_lane_again(tmp_path: Path) -> None:
     """Exit 3 after two chunks, then success: the consumer, who had read them, starts again."""
     agents = tmp_path / "agents"
@@ -261,3 +298,106 @@ async def test_a_value_flows_into_a_stream_pin_and_a_stream_into_a_json_pin(tmp_
         done = await house.engine.wait(run.id)
         assert done.state == "succeeded", done.error
         assert done.outputs == {"sum.text": "6"}
+
+
+async def test_an_attempt_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
+    """What the checkpoint covers stands; what came after it is void."""
+    agents = tmp_path / "agents"
+    write_agent(agents, "careful", CAREFUL_PRODUCER, outputs=[LINES])
+    write_agent(agents, "double", DOUBLE, inputs=[TEXT], outputs=[TEXT])
+    write_agent(agents, "reader", READER, inputs=[LINES], outputs=[TEXT])
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    document = flow(
+        [
+            {"id": "produce", "type": "careful", "retry": {"base_s": 0.01}},
+            {"id": "read", "type": "reader"},
+            {"id": "each", "type": "double", "forEach": "text", "params": {"marks": str(marks)}},
+            {"id": "again", "type": "reader"},
+        ],
+        [
+            ("produce.lines", "read.lines"),
+            ("produce.lines", "each.text"),
+            ("each.text", "again.lines"),
+        ],
+    )
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done.error
+        assert done.outputs == {"read.text": "1 2 3 4", "again.text": "2 4 6 8"}
+        assert (await house.hub.lane(run.streams[0].stream_id)).chunks == 4
+        assert (await house.hub.lane(run.streams[1].stream_id)).chunks == 4
+
+
+async def test_a_collected_stream_is_an_array_in_the_runs_outputs(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "counter", COUNTER, inputs=[TEXT], outputs=[LINES])
+    document = flow(
+        [
+            {"id": "count", "type": "counter", "params": {"text": "3"}},
+            {"id": "all", "type": "core.collect"},
+            {"id": "show", "type": "ui.console"},
+            {"id": "watch", "type": "ui.stream-viewer"},
+        ],
+        [("count.lines", "all.in"), ("all.out", "show.all"), ("count.lines", "watch.lines")],
+    )
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done.error
+        outputs = await house.engine.outputs(run.id, workspace="default")
+        assert outputs["show.all"] == ["0", "1", "2"]
+        assert outputs["watch.lines"] == {
+            "type": "stream",
+            "stream_id": run.streams[0].stream_id,
+            "items": "string",
+            "chunks": 3,
+            "state": "ended",
+        }
+
+
+async def test_a_run_that_is_cancelled_ends_its_streams_as_cancelled(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "producer", WAITING_PRODUCER, outputs=[LINES])
+    write_agent(agents, "double", DOUBLE, inputs=[TEXT], outputs=[TEXT])
+    document = flow(
+        [
+            {"id": "produce", "type": "producer", "params": {"seen": str(tmp_path / "never")}},
+            {"id": "each", "type": "double", "forEach": "text"},
+        ],
+        [("produce.lines", "each.text")],
+    )
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {})
+        async with house.hub.subscribe(run.streams[0].stream_id) as records:
+            async for record in records:
+                if record.type is RecordType.DATA:
+                    await house.engine.cancel(run.id, workspace="default")
+        assert record.payload["reason"] == "cancelled"
+        done = await house.engine.wait(run.id)
+        assert done.state == "cancelled"
+        assert [s.state for s in done.streams] == ["ended", "ended"]
+
+
+async def test_an_agent_that_sends_on_a_pin_it_does_not_have_fails(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "counter", COUNTER, inputs=[TEXT], outputs=[TEXT])
+    document = flow([{"id": "count", "type": "counter", "params": {"text": "3"}}], [])
+    async with open_house(tmp_path / "home", [agents]) as house:
+        done = await house.engine.wait((await house.engine.submit(document, {})).id)
+        assert done.error is not None
+        assert done.error.code == "OUTPUT_TYPE"
+
+
+async def test_a_result_may_hold_a_streams_elements(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    write_agent(agents, "lister", 'print("{\\"lines\\": [\\"a\\", \\"b\\"]}")', outputs=[LINES])
+    write_agent(agents, "one", 'print("{\\"lines\\": \\"c\\"}")', outputs=[LINES])
+    document = flow([{"id": "lister", "type": "lister"}, {"id": "one", "type": "one"}], [])
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {})
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done.error
+        found = [await data_of(house, s.stream_id) for s in run.streams]
+        assert found == [[("a", None), ("b", None)], [("c", None)]]

@@ -337,6 +337,15 @@ def test_a_map_keeps_the_items_that_stand() -> None:
     assert told(p, decision.state, offered(9, attempt=2)).commands == (d.StartNode("m", 9, 1),)
 
 
+def test_items_that_stand_but_had_not_started_are_read_again() -> None:
+    p, state = mapped(max_parallel=1)
+    state = told(p, state, offered(2, 3, 4)).state
+    decision = restarted(p, state, 3)
+    assert decision.commands[-1] == d.ReadItems("m", 2, 2)
+    again = told(p, decision.state, offered(3, attempt=2), succeeded("m", item=2))
+    assert again.commands == (d.StartNode("m", 3, 1),)
+
+
 # -- recovery
 
 

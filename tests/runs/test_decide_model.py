@@ -21,7 +21,7 @@ from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
 from mentatlab.runs.events import Fault
-from mentatlab.runs.state import GOOD, RunState, apply, initial
+from mentatlab.runs.state import GOOD, NodePhase, RunState, apply, initial
 
 TRANSIENT = Fault("AGENT_TRANSIENT", "again", kind="transient")
 PERMANENT = Fault("AGENT_ERROR", "no")
@@ -329,3 +329,15 @@ def test_any_walk_through_a_larger_graph_ends(
         left, signal = choices.choice(list(moves(plan, world)))
         world = carry_out(plan, left, d.decide(plan, left.state, signal))
     raise AssertionError("the run goes on and on")
+
+
+def test_an_output_node_waits_for_the_end_of_the_stream_that_it_shows() -> None:
+    shown = replace(node_of("b", {"a": "stream"}), kind="output", output_pins=())
+    plan = plan_of([node_of("a", {}), shown])
+    state = d.decide(plan, initial(plan), d.Begin(at=0.0)).state
+    state = d.decide(plan, state, d.LaneActive(at=1.0, node="a", pin="stream", attempt=1)).state
+    assert state.nodes["b"].phase is NodePhase.PENDING
+    failed = d.AttemptEnded(at=2.0, node="a", attempt=1, error=PERMANENT)
+    state = d.decide(plan, state, failed).state
+    assert state.nodes["b"].phase is NodePhase.UPSTREAM_FAILED
+    assert state.phase == "failed"

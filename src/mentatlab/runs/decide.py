@@ -442,7 +442,7 @@ class _Turn:
         self.emit(ev.ItemsVoided(at=self.at, node=name, attempt=attempt, above=above))
         pins = lane_pins(self.plan.node(name))
         self.commands += [OpenStream(name, pin, attempt, item=above) for pin in pins]
-        self.commands.append(ReadItems(name, attempt, above))
+        self.commands.append(ReadItems(name, attempt, min(above, node.last_item)))
         # Where the kept items end in its own lanes is not known here: whoever reads them
         # begins again.
         self._void_consumers(name, dict.fromkeys(pins, _NOTHING), consumed)

@@ -219,7 +219,7 @@ def _void(node: NodeState, event: ev.ItemsVoided) -> NodeState:
         node,
         attempt=event.attempt,
         items={i: unit for i, unit in node.items.items() if i <= event.above},
-        last_item=event.above,
+        last_item=min(node.last_item, event.above),
         offered=(),
         closed=False,
         collecting=False,
