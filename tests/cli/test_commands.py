@@ -105,6 +105,36 @@ def test_media(mentatlab: Command, flow: Callable[[str], Path], tmp_path: Path):
     assert "REFERENCE_NOT_FOUND" in mentatlab("storage", "get", ref, code=1).stderr
 
 
+def test_a_download_that_fails_leaves_what_was_there(mentatlab: Command, tmp_path: Path):
+    file, copy = tmp_path / "data.bin", tmp_path / "copy.bin"
+    file.write_bytes(b"\x00\x01")
+    copy.write_text("mine")
+    ref = mentatlab("storage", "put", file).stdout.strip()
+    other = ref[:-4] + ("0000" if ref[-4:] != "0000" else "1111")
+    assert "REFERENCE_NOT_FOUND" in mentatlab("storage", "get", other, "-o", copy, code=1).stderr
+    assert copy.read_text() == "mine"
+    mentatlab("storage", "get", ref, "-o", copy)
+    assert copy.read_bytes() == file.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"data.bin", "copy.bin", "home"}
+    mentatlab("storage", "get", ref, "-o", "/dev/null")
+    assert not Path("/dev/null").is_file()
+
+
+def test_files_that_cannot_be_used_are_named(
+    mentatlab: Command, flow: Callable[[str], Path], tmp_path: Path
+):
+    picture, taken = tmp_path / "cat.jpg", tmp_path / "taken"
+    picture.write_bytes(b"\xff\xd8\xff\xe0")
+    taken.write_text("")
+    for answer in (
+        mentatlab("validate", picture, code=1),
+        mentatlab("run", flow(ECHO_FLOW), "-i", f"words=@{picture}", code=1),
+    ):
+        assert f"INVALID_REQUEST: {picture} is not a text file" in answer.stderr
+    out = mentatlab("run", flow(ECHO_FLOW), "-i", "words=a", "-o", taken / "out", code=1)
+    assert f"INVALID_REQUEST: {taken / 'out'}: Not a directory" in out.stderr
+
+
 def test_flows(mentatlab: Command, flow: Callable[[str], Path]):
     assert "is valid" in mentatlab("validate", flow(ECHO_FLOW)).stdout
     plan = mentatlab("plan", flow(ECHO_FLOW)).stdout

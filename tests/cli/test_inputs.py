@@ -38,6 +38,7 @@ def test_values(text: str, type_: PinType | None, expected: Any):
         ("five", PinType.NUMBER),
         ("true", PinType.NUMBER),
         ("1", PinType.BOOLEAN),
+        ("NaN", PinType.NUMBER),
         ("{broken", PinType.JSON),
         ("{broken", PinType.IMAGE),
         ("/nowhere/cat.jpg", PinType.IMAGE),

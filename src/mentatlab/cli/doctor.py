@@ -13,8 +13,8 @@ from mentatlab.cli.connect import Target, place_of, target_options
 from mentatlab.cli.output import emit, json_option
 
 PARTS = {
-    "client": ("click", "httpx2", "websockets"),
-    "server": ("fastapi", "uvicorn", "pydantic", "PyYAML", "blake3", "Pillow", "av"),
+    "client": ("click", "httpx2"),
+    "server": ("fastapi", "uvicorn", "websockets", "pydantic", "PyYAML", "blake3", "Pillow", "av"),
     "agents": ("mentatlab-models", "onnxruntime", "faster-whisper", "numpy"),
 }
 """Extra → the packages that tell whether it is there."""

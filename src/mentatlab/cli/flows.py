@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from mentatlab.cli.connect import Target, connected, target_options
+from mentatlab.cli.inputs import read_text
 from mentatlab.cli.output import asynchronous, emit, json_option, note
 from mentatlab.protocol.errors import Code, Problem, ValidationFailed
 
@@ -20,7 +21,7 @@ def read_flow(path: Path) -> str:
     """The text of a flow; `-` is stdin."""
     if str(path) == "-":
         return sys.stdin.read()
-    return path.read_text()
+    return read_text(path)
 
 
 @click.command(short_help="Check a flow.")

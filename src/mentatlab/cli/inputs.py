@@ -1,9 +1,10 @@
 """`--input name=value` → values by the type of the pin that they are for."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.protocol.media import is_ref_id
@@ -39,7 +40,7 @@ def read_value(name: str, text: str, type_: PinType | None) -> Any:
     """
     if type_ in BY_REFERENCE:
         return _media(name, text)
-    content = _existing(name, text[1:]).read_text() if text.startswith("@") else text
+    content = read_text(_existing(name, text[1:])) if text.startswith("@") else text
     match type_:
         case PinType.STRING:
             return content
@@ -64,10 +65,22 @@ def _existing(name: str, path: str) -> Path:
     return found
 
 
+def read_text(path: Path) -> str:
+    """`Invalid(INVALID_REQUEST)` for a file that is not UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Invalid(
+            Code.INVALID_REQUEST,
+            f"{path} is not a text file",
+            hint="media go to media pins; flows and text are UTF-8",
+        ) from error
+
+
 def _json_or_text(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
         return text
 
 
@@ -83,8 +96,8 @@ _FITS: dict[PinType, tuple[Callable[[Any], bool], str]] = {
 def _parsed(name: str, text: str, type_: PinType) -> Any:
     fits, wanted = _FITS.get(type_, (lambda _: True, "JSON"))
     try:
-        value = json.loads(text)
-    except ValueError as error:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
         raise _wrong(name, text, wanted) from error
     if not fits(value):
         raise _wrong(name, text, wanted)

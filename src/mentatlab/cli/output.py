@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 import click
 import msgspec
 
-from mentatlab.protocol.errors import Code, MentatError, Problem, Unavailable
+from mentatlab.protocol.errors import Code, Invalid, MentatError, Problem, Unavailable
 
 P = ParamSpec("P")
 _JSON = "mentatlab.json"
@@ -142,6 +142,12 @@ def translate(error: BaseException) -> MentatError | None:
                 Code.MISSING_EXTRA,
                 f"this needs the package {error.name}, which is not installed",
                 hint="pip install 'mentatlab[server]'",
+            )
+        case BrokenPipeError():
+            return None
+        case OSError(filename=str(name), strerror=str(reason)):
+            return Invalid(
+                Code.INVALID_REQUEST, f"{name}: {reason}", hint="give a path that you may use"
             )
         case _:
             return None

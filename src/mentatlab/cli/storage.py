@@ -42,9 +42,17 @@ async def put(*, file: Path, target: Target) -> None:
 async def get(*, ref: str, out: Path, target: Target) -> None:
     """Download REF (a ref id or a mentat:// URL)."""
     async with connected(target) as client:
-        with click.open_file(str(out), "wb") as file:
+        if _is_ordinary(out):
+            await client.download_to(ref, out)
+            return
+        with click.open_file(str(out), "wb") as file:  # stdout, a device, a pipe
             async for chunk in client.download(ref):
                 file.write(chunk)
+
+
+def _is_ordinary(path: Path) -> bool:
+    """A file that may be replaced when the download is whole."""
+    return str(path) != "-" and (path.is_file() or not path.exists())
 
 
 @storage.command("ls")
