@@ -232,5 +232,15 @@ async def test_a_stream_that_cannot_be_followed_is_an_error(
             _ = [r async for r in far.stream(stream_id)]
 
 
+async def test_events_that_do_not_end_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that closes every answer properly, long before the run is over."""
+    monkeypatch.setattr(client_module, "_BASE_S", 0.001)
+    told = httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, content=b": hi\n\n")
+    transport = httpx2.MockTransport(lambda _: told)
+    async with AsyncClient("http://far", transport=transport) as far:
+        with pytest.raises(Unavailable, match="again and again"):
+            _ = [event async for event in far.events("rn_1")]
+
+
 def test_the_client_is_lazy() -> None:
     assert httpx2.__name__ not in vars(client_module)

@@ -241,10 +241,14 @@ class AsyncClient:
     async def download_to(self, ref: object, destination: Path) -> Path:
         """Into a file, which appears when it is whole."""
         part = destination.with_name(destination.name + ".part")
-        with await asyncio.to_thread(part.open, "wb") as file:
-            async for block in self.download(ref):
-                await asyncio.to_thread(file.write, block)
-        return await asyncio.to_thread(part.replace, destination)
+        try:
+            with await asyncio.to_thread(part.open, "wb") as file:
+                async for block in self.download(ref):
+                    await asyncio.to_thread(file.write, block)
+            return await asyncio.to_thread(part.replace, destination)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     async def blobs(self, *, limit: int = 50, before: str | None = None) -> Answer:
         """`{"items": […], "next": …}`, newest first."""
@@ -358,7 +362,11 @@ class AsyncClient:
                 if failures >= _TRIES:
                     raise
             if failures >= _TRIES:
-                return
+                raise Unavailable(
+                    Code.SERVER_UNREACHABLE,
+                    f"{self._base_url} ends the answer again and again before its end",
+                    hint="look at what stands between, a proxy for instance; then try again",
+                )
             await _pause(failures)
             failures += 1
 
