@@ -334,7 +334,7 @@ def test_any_walk_through_a_larger_graph_ends(
 def test_an_output_node_waits_for_the_end_of_the_stream_that_it_shows() -> None:
     shown = replace(node_of("b", {"a": "stream"}), kind="output", output_pins=())
     plan = plan_of([node_of("a", {}), shown])
-    state = d.decide(plan, initial(plan), d.Begin(at=0.0)).state
+    state = d.decide(plan, initial(("a", "b")), d.Begin(at=0.0)).state
     state = d.decide(plan, state, d.LaneActive(at=1.0, node="a", pin="stream", attempt=1)).state
     assert state.nodes["b"].phase is NodePhase.PENDING
     failed = d.AttemptEnded(at=2.0, node="a", attempt=1, error=PERMANENT)

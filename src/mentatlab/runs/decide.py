@@ -575,12 +575,15 @@ class _Turn:
         return ""
 
     def _has_come(self, node: PlanNode, edge: PlanEdge) -> bool:
+        """A lane that is written to is enough for an agent; other nodes end as they start, so they
+        wait for its end."""
         phase = self.state.nodes[edge.source].phase
         if phase in GOOD:
             return True
         if phase in BAD:
             return _optional(node, edge)
-        return reads_lane(edge) and (edge.source, edge.source_pin) in self.state.active
+        lane = (edge.source, edge.source_pin)
+        return node.kind == "agent" and reads_lane(edge) and lane in self.state.active
 
     def _start_pending(self, node: PlanNode) -> None:
         if node.kind != "agent":

@@ -69,11 +69,12 @@ class MapOutput:
         self._sent = dict.fromkeys((p.name for p in node.output_pins), 0)
         self._there: dict[str, frozenset[int]] = {}
         self._active: set[str] = set()
+        self._appending = False
         self.stopped = False
 
     @property
     def idle(self) -> bool:
-        return not self._order
+        return not self._order and not self._appending
 
     @property
     def ready(self) -> bool:
@@ -115,6 +116,7 @@ class MapOutput:
         return await standing_records(self._services, name)
 
     async def flush(self) -> list[int]:
+        self._appending = True
         finished = self._take()
         for pin in self._node.output_pins:
             there = self._there.get(pin.name, frozenset())
@@ -122,6 +124,7 @@ class MapOutput:
             drafts = [draft for draft in made if draft is not None]
             if drafts and not self.stopped:  # else a later attempt may have begun on the lane
                 await self._append(pin.name, drafts)
+        self._appending = False
         return [o.item for o in finished if o.item is not None]
 
     def _take(self) -> list[ev.NodeSucceeded | ev.NodeFailed]:
