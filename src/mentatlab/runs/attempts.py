@@ -276,7 +276,12 @@ class NodeAttempt:
         name = self._stream_of(edge)
         if name is None:
             return None
-        found = [element.value async for element in self._lane(name)]
+        try:
+            found = [element.value async for element in self._lane(name)]
+        except StreamBrokenError:
+            if pin.required:
+                raise
+            return None  # like any optional value that did not come
         whole = Pin(name=pin.name, type=PinType.JSON)
         return await self._services.edges.process_edge_data(self._edge(whole), found)
 
@@ -347,8 +352,7 @@ class NodeAttempt:
         if name is not None:
             async for element in self._lane(name, after):
                 yield element
-        elif after == 0:
-            value = self._values.of(edge)
+        elif after == 0 and (value := self._values.of(edge)) is not None:
             yield Element(1, value, is_reference(value))
 
     def _lane(self, name: str, after: int = 0) -> AsyncIterator[Element]:
@@ -492,8 +496,15 @@ class NodeAttempt:
         return outputs
 
 
-class StreamBrokenError(Exception):
+class StreamBrokenError(MentatError):
     """A source stream ended otherwise than complete; the engine decides what follows."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            Code.UPSTREAM_FAILED,
+            f"the stream {name} broke off",
+            hint="see the error of its producer",
+        )
 
 
 async def elements(
@@ -513,7 +524,7 @@ async def elements(
                 case RecordType.END if record.payload.get("reason") == "complete":
                     return
                 case RecordType.END | RecordType.ERROR:
-                    raise StreamBrokenError
+                    raise StreamBrokenError(name)
                 case RecordType.START:
                     pass
 
