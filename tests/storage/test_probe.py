@@ -101,6 +101,36 @@ async def test_garbage_is_a_finding_not_an_error(
     assert "width" in await prober.probe(jpeg(tmp_path / "y"), I)
 
 
+def test_the_codec_is_named_after_the_format_not_the_decoder(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp3"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libmp3lame", rate=44100, layout="mono")
+        frame = av.AudioFrame("fltp", "mono", 1152)
+        frame.planes[0].update(bytes(4 * 1152))
+        frame.sample_rate = 44100
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert probe_worker.probe(str(path), "audio")["codec"] == "mp3"  # FFmpeg decodes by "mp3float"
+
+
+def test_a_track_without_a_decoder_tells_what_the_container_says(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    pcm_36_bit = pack(
+        "<4sI4s4sIHHIIHH", b"RIFF", 136, b"WAVE", b"fmt ", 16, 1, 1, 8000, 40000, 5, 36
+    )
+    path.write_bytes(pcm_36_bit + pack("<4sI", b"data", 100) + bytes(100))
+    order = f'{{"path": "{path}", "family": "audio"}}'
+    assert "probeError" not in probe_worker.answer(order)
+
+
+@pytest.mark.parametrize("family", ["image", "audio"])
+def test_a_finding_names_no_folder_of_the_server(tmp_path: Path, family: str) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"garbage" * 100)
+    found = probe_worker.answer(f'{{"path": "{path}", "family": "{family}"}}')
+    assert str(tmp_path) not in found["probeError"]
+    assert "Error: " in found["probeError"]
+
+
 def test_a_bomb_is_not_opened(tmp_path: Path) -> None:
     order = f'{{"path": "{bomb(tmp_path / "x")}", "family": "image"}}'
     assert "DecompressionBomb" in probe_worker.answer(order)["probeError"]

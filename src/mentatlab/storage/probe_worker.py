@@ -10,7 +10,10 @@ import json
 import resource
 import sys
 import warnings
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from av.stream import Stream
 
 Found = dict[str, Any]
 
@@ -60,14 +63,24 @@ def probe_timed(path: str) -> Found:
         if container.duration is not None and container.duration > 0:
             found["duration"] = round(container.duration / 1_000_000, 3)  # from µs
         films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-        if film := next(films, None):
-            found |= {"width": film.width, "height": film.height, "codec": film.codec_context.name}
+        if film := next(filter(_has_decoder, films), None):
+            found |= {"width": film.width, "height": film.height, "codec": _codec(film)}
             if film.average_rate:
                 found["fps"] = round(float(film.average_rate), 3)
-        for sound in container.streams.audio[:1]:
+        if sound := next(filter(_has_decoder, container.streams.audio), None):
             found |= {"sampleRate": sound.sample_rate, "channels": sound.channels}
-            found["audioCodec" if film else "codec"] = sound.codec_context.name
+            found["audioCodec" if film else "codec"] = _codec(sound)
         return found
+
+
+def _has_decoder(stream: "Stream") -> bool:
+    # None without one, against PyAV's stub
+    return stream.codec_context is not None  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def _codec(stream: "Stream") -> str:
+    """The format's name (av1, mp3), whichever decoder reads it (libdav1d, mp3float)."""
+    return stream.codec_context.codec.canonical_name
 
 
 def _limit_memory() -> None:
@@ -88,7 +101,13 @@ def answer(line: str) -> Found:
     try:
         return probe(order["path"], order["family"])
     except Exception as error:  # noqa: BLE001 — any decoder error is the answer
-        return {"probeError": f"{type(error).__name__}: {error}"[:300]}
+        return {"probeError": _reason(error, order["path"])}
+
+
+def _reason(error: Exception, path: str) -> str:
+    """Clients read it: it names no folder of the server."""
+    said = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {said.replace(f' {path!r}', '')}"[:300]
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ def open_audio(source: Source, limits: Limits = DEFAULT_LIMITS) -> Generator[Aud
 def _info(container: InputContainer, stream: AudioStream) -> AudioInfo:
     start = float((stream.start_time or 0) * (stream.time_base or 0))
     return AudioInfo(
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
         sample_rate=stream.codec_context.sample_rate,
         channels=stream.codec_context.channels,
         duration_s=duration_of(container),

@@ -141,7 +141,7 @@ def open_video(source: Source, limits: Limits = DEFAULT_LIMITS) -> Generator[Vid
 
 def _info(container: InputContainer, stream: VideoStream) -> VideoInfo:
     return VideoInfo(
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
         width=stream.codec_context.width,
         height=stream.codec_context.height,
         fps=float(stream.average_rate) if stream.average_rate else None,
