@@ -127,7 +127,7 @@ async def test_housekeeping_that_fails_is_logged_and_ends_nothing(
         failed.set()
         raise OSError("the disk is away")
 
-    monkeypatch.setattr(StorageManager, "sweep_forever", fail)
+    monkeypatch.setattr(StorageManager, "sweep", fail)
     async with running(Settings(home=tmp_path, port=0, agent_dirs=())) as app:
         await failed.wait()
         async with httpx2.AsyncClient(base_url=app.url) as http:

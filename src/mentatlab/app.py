@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Coroutine, Mapping
@@ -28,8 +27,6 @@ from mentatlab.runs.store import SqliteRunStore
 from mentatlab.sqlite import Database
 from mentatlab.storage import open_local
 from mentatlab.streams import open_hub
-
-log = logging.getLogger("mentatlab")
 
 DEFAULT_PORT = 7070
 BACKLOG = 2048
@@ -224,19 +221,13 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
 
 @contextlib.asynccontextmanager
 async def _beside(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
-    """Housekeeping while the body runs. Not a task group: its end must not end the server."""
+    """Endless housekeeping while the body runs. Not a task group: errors leave as they are."""
     task = asyncio.create_task(work)
-    task.add_done_callback(_log_failure)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("housekeeping has ended until the next start", exc_info=error)
 
 
 def _rules(settings: Settings, key: str, secret: bytes) -> Rules:

@@ -2,13 +2,16 @@
 
 import asyncio
 import io
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.records import RecordType
+from mentatlab.storage import Swept, open_local
 from mentatlab.testing.house import House, open_house, write_agent
 
 PICTURE = {"name": "picture", "type": "image", "metadata": {"mimeType": "image/*"}}
@@ -138,6 +141,59 @@ async def test_frames_stream_by_reference_into_a_map(tmp_path: Path) -> None:
         async with house.hub.subscribe(sizes.stream_id) as records:
             values = [r.payload["data"] async for r in records if r.type is RecordType.DATA]
         assert values == [len(png())] * 3
+
+
+async def swept_a_month_later(home: Path) -> Swept:
+    """What a sweep would remove, if everything that it finds were thirty days old."""
+    later = time.time() + 30 * 86_400
+    async with open_local(home / "blobs", home / "catalog.db", clock=lambda: later) as storage:
+        return await storage.sweep()
+
+
+async def test_no_sweep_takes_what_a_run_needs_or_gave(tmp_path: Path) -> None:
+    agents, home = write_agents(tmp_path / "agents"), tmp_path / "home"
+    patient = """
+        import json, os, pathlib, sys, time
+        payload = json.load(sys.stdin)
+        pathlib.Path(payload["spec"]["ran"]).touch()
+        while not os.path.exists(payload["spec"]["go"]):
+            time.sleep(0.01)
+        print(json.dumps({"size": os.path.getsize(payload["picture"]["path"])}))
+    """
+    write_agent(agents, "patient", patient, inputs=[PICTURE], outputs=[SIZE])
+    ran, go = tmp_path / "ran", tmp_path / "go"
+    document = flow(
+        [
+            {"id": "file", "type": "ui.file-upload", "params": {"accept": "image/*"}},
+            {"id": "copy", "type": "copy"},
+            {"id": "split", "type": "split"},
+            {"id": "patient", "type": "patient", "params": {"ran": str(ran), "go": str(go)}},
+        ],
+        [
+            ("file.file", "copy.picture"),
+            ("file.file", "split.picture"),
+            ("copy.picture", "patient.picture"),
+        ],
+    )
+    async with open_house(home, [agents]) as house:
+        reference = await uploaded(house)
+        run = await house.engine.submit(document, {"file": reference})
+        await house.storage.release(f"upload:{ref_id_of(reference)}")  # only the run needs it now
+        async with asyncio.timeout(30):
+            while not ran.exists():
+                await asyncio.sleep(0.01)
+        assert await swept_a_month_later(home) == Swept(0, 0)
+        go.touch()
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done.error
+        assert await swept_a_month_later(home) == Swept(0, 0)
+        frames = next(s for s in done.streams if s.pin_name == "frames")
+        async with house.hub.subscribe(frames.stream_id) as records:
+            found = [r.payload["ref"] async for r in records if r.type is RecordType.DATA]
+        assert len(found) == 3
+        for ref in (reference, *found):
+            blob = await house.storage.get(ref, workspace="default")
+            assert b"".join([b async for b in await house.storage.open(blob)]) == png()
 
 
 async def test_a_full_blob_store_fails_the_node_with_its_code(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -423,6 +424,25 @@ async def test_the_sweep_returns_again_and_again(storage: StorageManager, clock:
     async with asyncio.timeout(20):
         while await storage.page("ws", limit=1):
             await asyncio.sleep(0)
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+
+
+async def test_a_sweep_that_fails_is_not_the_last(
+    storage: StorageManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    swept = asyncio.Event()
+
+    async def sweep() -> Swept:
+        if "No space left" not in caplog.text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        swept.set()
+        return Swept(0, 0)
+
+    monkeypatch.setattr(storage, "sweep", sweep)
+    sweeping = asyncio.ensure_future(storage.sweep_forever(every_s=0))
+    async with asyncio.timeout(20):
+        await swept.wait()
     sweeping.cancel()
     await asyncio.gather(sweeping, return_exceptions=True)
 

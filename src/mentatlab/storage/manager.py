@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import tempfile
@@ -21,6 +22,8 @@ from mentatlab.storage.local import LocalStore
 from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Durability, Reader
 from mentatlab.storage.probe import Prober
+
+log = logging.getLogger(__name__)
 
 GRACE_S = 86_400.0
 _SWEEP_PAGE = 256
@@ -216,9 +219,12 @@ class StorageManager:
         return Swept(await self._sweep_rows(before), await self._sweep_orphans(before))
 
     async def sweep_forever(self, *, every_s: float = 3600.0) -> None:
-        """For the app's task group."""
+        """Beside everything else, until cancelled. After one that fails the next one comes."""
         while True:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except Exception:  # a full disk above all: then sweeping is needed most
+                log.exception("a sweep of the storage failed; the next is in %g s", every_s)
             await asyncio.sleep(every_s)
 
     async def rebuild(self) -> int:
