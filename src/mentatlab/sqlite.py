@@ -191,6 +191,10 @@ def _translate(error: BaseException) -> BaseException:
                 Code.DISK_FULL, "the disk is full", hint="free some space; nothing was half written"
             )
         case sqlite3.Error():
-            return Internal(Code.DATABASE_ERROR, f"{type(error).__name__}: {error}")
+            return Internal(
+                Code.DATABASE_ERROR,
+                f"{type(error).__name__}: {error}",
+                hint="look at the home folder's disk: is it full, over a quota, or failing?",
+            )
         case _:
             return error

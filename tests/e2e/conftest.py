@@ -27,3 +27,5 @@ def well_afterwards(api: Api) -> Iterator[None]:
     """Whatever the test did, the server goes on as if nothing had been."""
     yield
     api.is_well()
+    for bug in ("unexpected error", "Traceback", "never retrieved", "never awaited"):
+        assert bug not in api.server.log()

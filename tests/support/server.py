@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 COMMAND = (sys.executable, "-c", "from mentatlab.cli import main; main()")
 
@@ -39,6 +40,8 @@ class Up:
     process: subprocess.Popen[str]
     url: str
     home: Path
+    log: Callable[[], str]
+    """What it has written to stderr."""
 
     @property
     def key(self) -> str:
@@ -51,25 +54,35 @@ class Up:
 
 
 @contextlib.contextmanager
-def up(home: Path, *options: str | Path, env: Mapping[str, str] = {}) -> Generator[Up]:
-    """Ready when entered; ended (if it has not ended by itself) when left."""
-    process = subprocess.Popen(
-        [*COMMAND, "up", "--json", *(() if "--port" in options else ("--port", "0"))]
-        + [str(option) for option in options],
-        env=environment(home, **env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout
-        assert process.stderr
-        line = process.stdout.readline()
-        if not line:
-            raise AssertionError(process.stderr.read())
-        told: dict[str, Any] = json.loads(line)
-        try:
-            yield Up(process, told["url"], home)
-        finally:
-            if process.poll() is None:
-                process.kill()
+def up(
+    home: Path, *options: str | Path, env: Mapping[str, str] = {}, within: Sequence[str] = ()
+) -> Generator[Up]:
+    """Ready when entered; ended (if it has not ended by itself) when left.
+
+    `within`: a command that becomes the one behind it.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [*within, *COMMAND, "up", "--json", *(() if "--port" in options else ("--port", "0"))]
+            + [str(option) for option in options],
+            env=environment(home, **env),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        with process:
+            assert process.stdout
+            line = process.stdout.readline()
+            if not line:
+                raise AssertionError(_text(log))
+            told: dict[str, Any] = json.loads(line)
+            try:
+                yield Up(process, told["url"], home, lambda: _text(log))
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+
+def _text(log: IO[str]) -> str:
+    """By its own offset: the server goes on writing at the end."""
+    return os.pread(log.fileno(), 1 << 24, 0).decode(errors="replace")
