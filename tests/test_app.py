@@ -1,5 +1,6 @@
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         "MENTATLAB_AGENTS": "/a:/b",
         "MENTATLAB_HOSTS": "x.example, y.example",
         "MENTATLAB_RATE": "0",
+        "MENTATLAB_MAX_OBJECT": "2GiB",
         "ENABLE_MULTIMODAL": "off",
         "ENABLE_STREAMING": "False",
         "SECRET": "s",
@@ -38,6 +40,7 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
     assert settings.agent_dirs[:3] == (Path("/a"), Path("/b"), tmp_path / "agents")
     assert settings.hosts == {"x.example", "y.example"}
     assert (settings.rate, settings.multimodal, settings.streaming) == (0, False, False)
+    assert settings.max_object == 2 << 30
     assert settings.environment["SECRET"] == "s"
     assert "SECRET" not in repr(settings)
     told = read_settings(environ, host="localhost", port=0, agent_dirs=(Path("/c"),))
@@ -52,6 +55,7 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         ("MENTATLAB_PORT", "http"),
         ("MENTATLAB_PORT", "²"),
         ("MENTATLAB_RATE", "fast"),
+        ("MENTATLAB_MAX_OBJECT", "large"),
         ("ENABLE_STREAMING", "2"),
     ],
 )
@@ -97,6 +101,20 @@ async def test_running_answers_and_lets_go(tmp_path: Path):
     assert home.running_server(tmp_path) is None
     async with running(settings):
         pass
+
+
+async def test_an_object_over_the_limit_is_refused(tmp_path: Path):
+    settings = Settings(home=tmp_path, port=0, agent_dirs=(), max_object=1000)
+
+    async def unannounced() -> AsyncIterator[bytes]:
+        yield bytes(1001)
+
+    async with running(settings) as app, httpx2.AsyncClient(base_url=app.url) as http:
+        for body, status in ((bytes(1000), 201), (bytes(1001), 413), (unannounced(), 413)):
+            answer = await http.post("/api/v1/storage/upload", content=body)
+            assert answer.status_code == status
+        assert answer.json()["code"] == "PAYLOAD_TOO_LARGE"
+        assert "MENTATLAB_MAX_OBJECT" in answer.json()["hint"]
 
 
 async def test_errors_of_the_body_leave_as_they_are(tmp_path: Path):

@@ -17,6 +17,7 @@ from mentatlab.gateway.admission import Rules, is_loopback, token_secret
 from mentatlab.gateway.api import Services, create_gateway
 from mentatlab.gateway.server import serving
 from mentatlab.protocol.errors import Code, Conflict, Invalid
+from mentatlab.protocol.pins import parse_size
 from mentatlab.runners import LocalRunner
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
@@ -55,6 +56,7 @@ class Settings:
     environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     rate: float = 200.0  # requests a second and key, 0 = no limit
     burst: float = 400.0
+    max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
 
     @property
     def url(self) -> str:
@@ -70,8 +72,9 @@ def read_settings(
     port: int | None = None,
     agent_dirs: tuple[Path, ...] = (),
 ) -> Settings:
-    """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST` and
-    `ENABLE_MULTIMODAL ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable that is wrong.
+    """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
+    _MAX_OBJECT` and `ENABLE_MULTIMODAL ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable
+    that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
     """
@@ -88,6 +91,7 @@ def read_settings(
         origins=frozenset(_split(environ.get("MENTATLAB_ORIGINS"), ",")),
         rate=_number(environ, "MENTATLAB_RATE", 200),
         burst=_number(environ, "MENTATLAB_BURST", 400),
+        max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
         environment=dict(environ),
     )
 
@@ -101,6 +105,14 @@ def _number(environ: Mapping[str, str], name: str, default: int, *, most: int = 
     if text.isascii() and text.isdigit() and int(text) <= most:
         return int(text)
     raise _bad_setting(name, text, f"write a number from 0 to {most}")
+
+
+def _size(environ: Mapping[str, str], name: str, default: str) -> int:
+    text = environ.get(name) or default
+    try:
+        return parse_size(text)
+    except Invalid as error:
+        raise _bad_setting(name, text, error.hint) from error
 
 
 _YES, _NO = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
@@ -179,7 +191,9 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         database = await stack.enter_async_context(Database(place / "runs.db", SCHEMA))
         keys = KeyStore(database)
         await _check_keys(settings, keys)
-        storage = await stack.enter_async_context(open_local(place / "blobs", place / "catalog.db"))
+        storage = await stack.enter_async_context(
+            open_local(place / "blobs", place / "catalog.db", max_bytes=settings.max_object)
+        )
         await stack.enter_async_context(_beside(storage.sweep_forever()))
         hub = await open_hub(place / "streams.db")
         stack.push_async_callback(hub.aclose)

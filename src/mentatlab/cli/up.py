@@ -39,8 +39,8 @@ async def up(
     """Start the server: gateway, engine, streams and storage in one process.
 
     Environment: MENTATLAB_HOME, _HOST, _PORT, _AGENTS (folders), _HOSTS, _ORIGINS, _RATE, _BURST,
-    ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM or Ctrl-C; unfinished runs go on at the
-    next start.
+    _MAX_OBJECT (bytes, 5GB), ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM or Ctrl-C;
+    unfinished runs go on at the next start.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

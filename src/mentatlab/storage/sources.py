@@ -55,7 +55,7 @@ def too_large(limit: int) -> TooLarge:
     return TooLarge(
         Code.PAYLOAD_TOO_LARGE,
         f"one object may have at most {limit} bytes",
-        hint="send less, or raise the server's upload limit",
+        hint="send less, or start the server with a higher MENTATLAB_MAX_OBJECT",
     )
 
 
