@@ -20,7 +20,8 @@ NOTED = """
     context, spec = payload["context"], payload["spec"]
     with open(spec["ran"], "a") as file:
         file.write(f"{context['node_id']} {context.get('item')} {os.getpid()}\\n")
-    if spec.get("hang") and context["attempt"] == 1:
+    hangs = spec.get("hang") or context["item"] and context["item"] == spec.get("hang_item")
+    if hangs and context["attempt"] == 1:
         time.sleep(60)
     print(json.dumps({"text": spec["text"] + context["node_id"][0]}))
 """
@@ -163,6 +164,33 @@ async def test_a_map_goes_on_after_its_last_committed_item(tmp_path: Path) -> No
         events = await house.engine.events(run_id, workspace="default")
         ended = [e.item for e in events if e.type == "node_succeeded" and e.item is not None]
         assert sorted(ended) == [2, 3, 4, 5, 6, 7]
+
+
+async def test_an_item_under_way_is_started_again_and_none_that_had_succeeded(
+    tmp_path: Path,
+) -> None:
+    agents, notes = tmp_path / "agents", tmp_path / "ran"
+    write_agent(agents, "numbers", NUMBERS, outputs=[LINES])
+    write_agent(agents, "noted", NOTED, inputs=[TEXT], outputs=[TEXT])
+    params = {"ran": str(notes), "hang_item": 4}
+    document = flow(
+        [
+            {"id": "count", "type": "numbers"},
+            {"id": "each", "type": "noted", "forEach": "text", "params": params},
+        ],
+        [("count.lines", "each.text")],
+    )
+    home = tmp_path / "home"
+    run_id = await killed_in_the_middle(home, agents, document, {}, notes, "each 4")
+    await gone(notes)
+    async with open_house(home, [agents]) as house:
+        done = await house.engine.wait(run_id)
+        assert done.state == "succeeded", done.error
+        stream = next(s for s in done.streams if s.node_id == "each")
+        async with house.hub.subscribe(stream.stream_id) as records:
+            found = [(r.item, r.payload["data"]) async for r in records if "data" in r.payload]
+        assert found == [(n + 2, f"{n}e") for n in range(6)]
+    assert ran(notes) == [f"each {n}" for n in (2, 3, 4, 4, 5, 6, 7)]
 
 
 async def test_a_producers_lane_goes_on_in_a_new_attempt(tmp_path: Path) -> None:
