@@ -10,7 +10,9 @@ from click.testing import CliRunner, Result
 from tests.e2e.test_cli import COPY, COPY_FLOW, COPY_MAIN, SPEAK, SPEAK_FLOW, SPEAK_MAIN
 from tests.gateway.conftest import ECHO, ECHO_FLOW, write_agent
 
+from mentatlab.cli.keys import ROLES
 from mentatlab.cli.root import cli
+from mentatlab.gateway import identity
 
 Command = Callable[..., Result]
 
@@ -165,6 +167,14 @@ def test_keys(mentatlab: Command):
     assert made["id"] in mentatlab("keys", "ls").stdout
     assert mentatlab("keys", "revoke", made["id"]).stdout == f"revoked {made['id']}\n"
     assert mentatlab("keys", "ls").stdout.strip() == ""
+
+
+def test_keys_with_a_role(mentatlab: Command):
+    assert set(ROLES) == set(identity.ROLES)
+    made = data(mentatlab("keys", "add", "--role", "multimodal_consumer", "--json"))
+    assert made["scopes"] == ["read"]
+    both = ("--role", "multimodal_consumer", "--scope", "run")
+    assert "not both" in mentatlab("keys", "add", *both, code=2).stderr
 
 
 def test_the_description_of_the_api(mentatlab: Command):

@@ -308,6 +308,19 @@ async def test_keys(app: App, http: httpx2.AsyncClient, admin: httpx2.AsyncClien
     assert wrong.status_code == 422
 
 
+async def test_a_role_is_a_set_of_scopes(admin: httpx2.AsyncClient):
+    for body, scopes in (
+        ({}, ["publish", "read", "run"]),
+        ({"role": "multimodal_producer"}, ["publish", "read", "run"]),
+        ({"role": "multimodal_consumer"}, ["read"]),
+    ):
+        made = await admin.post("/api/v1/keys", json=body)
+        assert (made.status_code, made.json()["scopes"]) == (201, scopes)
+    for body in ({"role": "king"}, {"role": "multimodal_consumer", "scopes": ["admin"]}):
+        refused = await admin.post("/api/v1/keys", json=body)
+        assert (refused.status_code, refused.json()["code"]) == (422, "INVALID_REQUEST")
+
+
 async def test_an_admin_key_rules_its_workspace_only(app: App, admin: httpx2.AsyncClient):
     made = await admin.post("/api/v1/keys", json={"workspace": "a", "scopes": ["admin"]})
     other = (await admin.post("/api/v1/keys", json={"workspace": "b"})).json()

@@ -8,6 +8,7 @@ from mentatlab.cli.connect import Target, connected, target_options
 from mentatlab.cli.output import asynchronous, emit, json_option, note, table
 
 SCOPES = ("read", "run", "publish", "admin")
+ROLES = ("multimodal_producer", "multimodal_consumer")
 
 
 @click.group(short_help="Make, list and revoke API keys.")
@@ -25,14 +26,22 @@ def keys() -> None:
     type=click.Choice(SCOPES),
     help="May be repeated.  [default: read, run, publish]",
 )
+@click.option("--role", type=click.Choice(ROLES), help="A set of scopes instead of --scope.")
 @target_options
 @json_option
 @asynchronous
-async def add(*, name: str, workspace: str, scopes: tuple[str, ...], target: Target) -> None:
-    """Make a key and print it. It is shown this once."""
+async def add(
+    *, name: str, workspace: str, scopes: tuple[str, ...], role: str | None, target: Target
+) -> None:
+    """Make a key and print it. It is shown this once.
+
+    Role multimodal_producer: read, run, publish; multimodal_consumer: read.
+    """
+    if scopes and role:
+        raise click.UsageError("give --scope or --role, not both")
     async with connected(target) as client:
         made = await client.add_key(
-            name=name, workspace=workspace, scopes=scopes or ("read", "run", "publish")
+            name=name, workspace=workspace, scopes=scopes or None, role=role
         )
     note(f"{made['id']}: {', '.join(made['scopes'])} in workspace {made['workspace']}")
     emit(made, lambda: made["key"])

@@ -17,7 +17,8 @@ from mentatlab.protocol.tokens import Claims
 Scope = Literal["read", "run", "publish", "admin"]
 ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 USER_SCOPES: frozenset[Scope] = ALL_SCOPES - {"admin"}
-ROLES: dict[str, frozenset[Scope]] = {
+Role = Literal["multimodal_producer", "multimodal_consumer"]
+ROLES: dict[Role, frozenset[Scope]] = {
     "multimodal_producer": frozenset({"read", "run", "publish"}),
     "multimodal_consumer": frozenset({"read"}),
 }

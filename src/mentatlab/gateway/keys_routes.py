@@ -44,7 +44,7 @@ def keys_router(keys: KeyStore) -> APIRouter:
     async def add_key(body: KeyBody, admin: Admin) -> NewKeyAnswer:
         workspace = _own(admin) or body.workspace
         made = await keys.create(
-            workspace=workspace, scopes=body.scopes, name=body.name, now=time.time()
+            workspace=workspace, scopes=body.granted(), name=body.name, now=time.time()
         )
         return NewKeyAnswer(key=made.plaintext, **_answer(made.key).model_dump())
 

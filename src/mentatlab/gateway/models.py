@@ -1,8 +1,10 @@
 """What JSON goes in and comes out: the models behind /openapi.json."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mentatlab.gateway.identity import ROLES, USER_SCOPES, Role, Scope
 
 Document = Annotated[
     dict[str, Any] | str,
@@ -52,8 +54,20 @@ class AgentBody(_Body):
 
 
 class KeyBody(_Body):
+    """`scopes` or a `role`, which is a set of them; neither: `read`, `run`, `publish`."""
+
     name: str = Field(default="", max_length=100)
     workspace: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    scopes: list[Literal["read", "run", "publish", "admin"]] = Field(
-        default=["read", "run", "publish"], min_length=1
-    )
+    scopes: list[Scope] | None = Field(default=None, min_length=1)
+    role: Role | None = None
+
+    @model_validator(mode="after")
+    def _one_right(self) -> "KeyBody":
+        if self.scopes is not None and self.role is not None:
+            raise ValueError("give `scopes` or a `role`, not both")
+        return self
+
+    def granted(self) -> frozenset[Scope]:
+        if self.role is not None:
+            return ROLES[self.role]
+        return frozenset(self.scopes) if self.scopes is not None else USER_SCOPES

@@ -124,10 +124,13 @@ class AsyncClient:
         *,
         name: str = "",
         workspace: str = "default",
-        scopes: Sequence[str] = ("read", "run", "publish"),
+        scopes: Sequence[str] | None = None,
+        role: str | None = None,
     ) -> Answer:
-        """The answer's `key` is shown this once."""
-        body = {"name": name, "workspace": workspace, "scopes": list(scopes)}
+        """The answer's `key` is shown this once. `scopes` or a `role`; neither: `read`, `run`,
+        `publish`."""
+        given = list(scopes) if scopes is not None else None
+        body = _given({"name": name, "workspace": workspace, "scopes": given, "role": role})
         return await self._call("POST", "/api/v1/keys", json=body)
 
     async def revoke_key(self, key_id: str) -> None:
