@@ -163,6 +163,7 @@ async def test_publishing_with_an_identity_is_exactly_once(client: Client) -> No
         (7, 400, "STREAM_RECORD_INVALID"),
         ({"payload": {}}, 400, "STREAM_RECORD_INVALID"),
         ({"payload": {"data": "x" * (1 << 20)}}, 413, "STREAM_RECORD_TOO_LARGE"),
+        ([{"data": 1}] * 257, 413, "STREAM_RECORD_TOO_LARGE"),
         ({"type": "stream_start", "payload": {}}, 400, "STREAM_RECORD_INVALID"),
         ({"data": 1, "producer": {"id": "p"}}, 400, "STREAM_RECORD_INVALID"),
         ({"data": 1, "producer": {"id": "", "epoch": 0, "seq": 1}}, 400, "STREAM_RECORD_INVALID"),
@@ -180,7 +181,8 @@ async def test_a_body_that_is_not_json_is_refused(client: Client) -> None:
     path = f"/api/v1/streams/{(await client.init())['stream_id']}/records"
     for body in (b"{", b"\xff", b"[" * 100_000, b'{"data": "\\ud800"}', b"NaN"):
         assert (await client.http.post(path, content=body)).status_code == 400
-    assert (await client.http.post(path, content=b"[" * (9 << 20))).status_code == 413
+    large = await client.http.post(path, content=b"[" * (9 << 20))
+    assert (large.status_code, large.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
 async def test_unknown_streams_and_bad_cursors(client: Client) -> None:

@@ -10,7 +10,7 @@ from mentatlab.protocol.errors import Code, Invalid, MentatError
 from mentatlab.protocol.records import Producer, RecordType, data_draft, end_draft
 from mentatlab.streams import Appended, StreamingConnectionManager
 from mentatlab.streams.publishing import (
-    INBOX_RECORDS,
+    BATCH_RECORDS,
     Batch,
     Inbox,
     Publication,
@@ -141,7 +141,7 @@ class TestInbox:
             raise error
 
         inbox = Inbox(hub, published=published, failed=failed)
-        for n in range(INBOX_RECORDS):
+        for n in range(BATCH_RECORDS):
             await inbox.put(said(session.stream_id, n))
         waiting = asyncio.create_task(inbox.put(said(session.stream_id, 0)))
         await asyncio.wait([waiting], timeout=0.01)
@@ -150,4 +150,4 @@ class TestInbox:
         await waiting
         await inbox.flushed()
         running.cancel()
-        assert (await hub.lane(session.stream_id)).chunks == INBOX_RECORDS + 1
+        assert (await hub.lane(session.stream_id)).chunks == BATCH_RECORDS + 1

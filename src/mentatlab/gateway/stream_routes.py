@@ -9,16 +9,15 @@ from fastapi import APIRouter, Header, Query, Request, Response, WebSocket
 from pydantic import BaseModel
 
 from mentatlab.gateway.identity import authorise, caller
-from mentatlab.gateway.limits import MAX_JSON_BYTES
 from mentatlab.gateway.stream_access import admit
 from mentatlab.gateway.stream_socket import PROTOCOL, MspSocket, PlainSocket, Timing, serve
 from mentatlab.gateway.stream_sse import EventStream
-from mentatlab.protocol.errors import Code, Conflict, Forbidden, Invalid, TooLarge
+from mentatlab.protocol.errors import Code, Conflict, Forbidden, Invalid
 from mentatlab.protocol.records import MAX_RECORD_BYTES, Durability, timestamp
 from mentatlab.protocol.tokens import MAX_LIFETIME_S, Capability, Claims, mint
 from mentatlab.streams import Lane, StreamingConnectionManager, StreamInitRequest, StreamSession
 from mentatlab.streams.port import READ_BYTES, LaneState
-from mentatlab.streams.publishing import INBOX_RECORDS, parse_records
+from mentatlab.streams.publishing import BATCH_RECORDS, parse_records
 
 IdempotencyKey = Annotated[
     str | None, Header(max_length=200, description="The same key opens the same stream")
@@ -34,7 +33,7 @@ class StreamLimits(BaseModel):
 
     record_bytes: int = MAX_RECORD_BYTES
     in_flight_bytes: int = READ_BYTES
-    records: int = INBOX_RECORDS
+    records: int = BATCH_RECORDS
 
 
 class StreamOpened(BaseModel):
@@ -119,7 +118,7 @@ def stream_router(
     async def publish(request: Request, stream_id: str) -> PublishAnswer:
         """Append records, all or none. With `producer{id, epoch, seq}` exactly once."""
         await admit(hub, request, stream_id, "pub")
-        batch = parse_records(await _json(request), stream_id=stream_id)
+        batch = parse_records(_json(await request.body()), stream_id=stream_id)
         appended = await hub.publish(stream_id, batch.drafts, producer=batch.producer)
         return PublishAnswer(
             stream_id=stream_id,
@@ -288,16 +287,7 @@ def _sse_url(stream_id: str) -> str:
     return f"/api/v1/streams/{stream_id}/sse"
 
 
-async def _json(request: Request) -> Any:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise TooLarge(
-                Code.STREAM_RECORD_TOO_LARGE,
-                f"a batch has at most {MAX_JSON_BYTES} bytes",
-                hint="send smaller batches, or store large data and publish the reference",
-            )
+def _json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

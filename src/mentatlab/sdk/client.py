@@ -276,7 +276,7 @@ class AsyncClient:
         end: bool = False,
         producer: Producer | None = None,
     ) -> Answer:
-        """Append JSON values, all or none, and the end of the stream when `end`.
+        """Append JSON values (at most 255), all or none, and the end of the stream when `end`.
 
         With a `producer` (its `seq` is that of the first value) a call that got no answer is
         repeated, and nothing is appended twice.

@@ -1,7 +1,7 @@
 """What clients publish: their messages, and the batches in which these are appended.
 
 While one batch is being committed the next gathers, within bounds: a fast publisher on a slow disk
-gets group commits, and no more than `INBOX_RECORDS` and `INBOX_BYTES` ever wait.
+gets group commits, and no more than `BATCH_RECORDS` and `INBOX_BYTES` ever wait.
 """
 
 import asyncio
@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Invalid, MentatError
+from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
 from mentatlab.protocol.records import TERMINAL, Draft, Producer, parse_draft
 from mentatlab.protocol.values import is_object
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.port import Appended
 
-INBOX_RECORDS = 256
+BATCH_RECORDS = 256
+"""In one POST, or waiting on one connection: who publishes more at once holds up all streams."""
 INBOX_BYTES = 1 << 20
 _LARGEST = 1 << 53
 
@@ -65,12 +66,22 @@ def parse_producer(value: object) -> Producer | None:
 
 
 def parse_records(body: Any, *, stream_id: str) -> Batch:
-    """The body of a POST: `{"records": […], "producer": {…}}`, a list of records, or one record."""
+    """The body of a POST: `{"records": […], "producer": {…}}`, a list of records, or one record.
+
+    `Invalid(STREAM_RECORD_INVALID)`, or `TooLarge` for more than 256 records.
+    """
     producer = parse_producer(body.get("producer")) if is_object(body) else None
     records: object = body.get("records", [body]) if is_object(body) else body
     if not isinstance(records, list):
         raise _invalid("send a record, a list of records, or an object with `records`")
-    drafts = tuple(parse_draft(record) for record in cast("list[object]", records))
+    found = cast("list[object]", records)
+    if len(found) > BATCH_RECORDS:
+        raise TooLarge(
+            Code.STREAM_RECORD_TOO_LARGE,
+            f"a batch has at most {BATCH_RECORDS} records, this one has {len(found)}",
+            hint="send several batches; a producer's `seq` goes on over all of them",
+        )
+    drafts = tuple(map(parse_draft, found))
     return Batch(stream_id, drafts, producer)
 
 
@@ -136,7 +147,7 @@ class Inbox:
                 self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        return len(self._waiting) < INBOX_RECORDS and self._bytes < INBOX_BYTES
+        return len(self._waiting) < BATCH_RECORDS and self._bytes < INBOX_BYTES
 
     async def _publish(self, batch: Batch) -> None:
         try:
