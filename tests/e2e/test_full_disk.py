@@ -26,7 +26,7 @@ from tests.support.api import (
     refused,
     until,
 )
-from tests.support.server import up
+from tests.support.server import COMMAND, environment, up
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 MOUNT = 'mount -t tmpfs -o size=48m none "$1" && shift && exec "$@"'
@@ -131,3 +131,17 @@ def test_a_run_that_is_under_way(disk: Disk, tmp_path: Path):
     numbers = [r["payload"]["data"] for r in log if r["type"] == "stream_data"]
     assert numbers == list(range(1, len(numbers) + 1))
     assert log[-1]["type"] == "stream_error"
+
+
+def test_a_server_that_starts_on_a_full_disk(tmp_path: Path):
+    home = tmp_path / "home"
+    command = ["prlimit", "--fsize=0", *COMMAND, "up", "--port", "0"]
+    answer = subprocess.run(
+        command, env=environment(home), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: DISK_FULL: ")
+    assert "hint: " in answer.stderr
+    with up(home) as server:  # nothing half-written stands in its way
+        assert server.key.startswith("ml_")
+    assert not list(home.glob(".key.*"))

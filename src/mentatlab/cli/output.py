@@ -4,6 +4,7 @@ Data goes to stdout, everything else to stderr.
 """
 
 import asyncio
+import errno
 import functools
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any, ParamSpec
 import click
 import msgspec
 
-from mentatlab.protocol.errors import Code, Invalid, MentatError, Problem, Unavailable
+from mentatlab.protocol.errors import Code, Invalid, MentatError, OutOfSpace, Problem, Unavailable
 
 P = ParamSpec("P")
 _JSON = "mentatlab.json"
@@ -145,6 +146,8 @@ def translate(error: BaseException) -> MentatError | None:
             )
         case BrokenPipeError():
             return None
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            return OutOfSpace(Code.DISK_FULL, "the disk is full", hint="free some space")
         case OSError(filename=str(name), strerror=str(reason)):
             return Invalid(
                 Code.INVALID_REQUEST, f"{name}: {reason}", hint="give a path that you may use"
