@@ -222,6 +222,20 @@ async def test_a_reader_that_gives_up_waiting_loses_nothing(
         assert await rest(subscription) == list(range(last + 1, 23))
 
 
+async def test_a_run_ends_for_a_reader_although_a_guest_goes_on(
+    hub: StreamingConnectionManager,
+) -> None:
+    """The guest's record comes behind the run's last one, before the reader has looked there."""
+    own = await hub.create_stream("a", "p", run_id="rn_1", node_id="_run")
+    guest = await hub.create_stream("b", "q", run_id="rn_1", external=True)
+    async with hub.subscribe("rn_1", from_=3, credit=1) as subscription:
+        await own.end()
+        await guest.publish(data_draft(1))
+        assert (await anext(subscription)).terminal
+        subscription.grant(1 << 20)
+        assert [r.payload["data"] async for r in subscription] == [1]
+
+
 async def test_iteration_over_another_epoch_raises(hub: StreamingConnectionManager) -> None:
     session = await hub.create_stream("a", "p")
     cursor = str(Cursor(session.lane.epoch + 1, 1))
@@ -241,6 +255,8 @@ async def test_a_deleted_run_is_unknown_and_its_readers_hear_of_it(
         await hub.delete_run("rn_1")
         with pytest.raises(NotFound):
             await session.publish(data_draft(1))
+        with pytest.raises(NotFound):
+            await anext(subscription)
     for id_ in (session.stream_id, "rn_1"):
         with pytest.raises(NotFound):
             await hub.find(id_)

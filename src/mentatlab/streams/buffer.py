@@ -65,12 +65,15 @@ class Tail:
             if self._items and item.position != self._items[-1].position + 1:
                 if item.position <= self._items[-1].position:
                     continue
-                self._items.clear()
-                self._bytes = 0
+                self.clear()
             self._items.append(item)
             self._bytes += len(item.json)
         while self._bytes > TAIL_BYTES and len(self._items) > 1:
             self._bytes -= len(self._items.popleft().json)
+
+    def clear(self) -> None:
+        self._items.clear()
+        self._bytes = 0
 
     def ring(self) -> None:
         for listener in self.listeners:

@@ -303,8 +303,14 @@ class StreamingConnectionManager:
         return by_sequence(first) if first.type is RecordType.START else None
 
     async def delete_run(self, run_id: str) -> None:
+        """Readers get `NotFound(STREAM_UNKNOWN)`, at the latest when they ask for more."""
+        lanes = await self._log.lanes(run_id)
         self._registry.forget_run(run_id)
         await self._log.delete_run(run_id)
+        for key in (run_id, *(lane.stream_id for lane in lanes)):
+            if (tail := self._buffers.get(key)) is not None:
+                tail.clear()
+                tail.ring()
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(

@@ -148,6 +148,7 @@ class Subscription:
         self._feed, self._tail, self._wake = feed, tail, wake
         self._epoch, self._position = epoch, start.position
         self.gap, self.over, self.preface = start.gap, over, preface
+        self._ending = False
         self._granted, self._delivered, self._held = credit, 0, 0
         self._pending: deque[Item] = deque()
 
@@ -205,10 +206,17 @@ class Subscription:
                     self._wake.clear()
                     if items := await self._fetch():
                         return items
-                    await self._wake.wait()
+                    if not await self._has_ended():
+                        await self._wake.wait()
         except TimeoutError:
             pass
         return []
+
+    async def _has_ended(self) -> bool:
+        """In a run others may still publish after its last terminal record was read."""
+        if self._ending:
+            self.over = await self._feed.over(self._position)
+        return self.over
 
     async def _fetch(self) -> list[Item]:
         """Takes all or, cancelled, nothing."""
@@ -221,6 +229,7 @@ class Subscription:
         if items is None:
             items = await self._feed.read(self._position, room)
         if any(item.record.terminal for item in items):
+            self._ending = True
             self.over = await self._feed.over(items[-1].position)
         self._held = sum(len(item.json) for item in items)
         self._delivered += self._held
