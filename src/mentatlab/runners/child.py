@@ -122,7 +122,7 @@ class Child:
     async def _reader(self, pipe: IO[bytes]) -> asyncio.StreamReader:
         reader = asyncio.StreamReader(limit=_READ_BYTES)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), pipe
+            lambda: asyncio.StreamReaderProtocol(reader), _handed_over(pipe)
         )
         self._transports.append(transport)
         return reader
@@ -131,7 +131,7 @@ class Child:
         loop = asyncio.get_running_loop()
         unused = asyncio.StreamReader()
         transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(unused), pipe
+            lambda: asyncio.StreamReaderProtocol(unused), _handed_over(pipe)
         )
         self._transports.append(transport)
         return asyncio.StreamWriter(transport, protocol, None, loop)
@@ -182,6 +182,19 @@ def _start(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subproc
         bufsize=0,
         start_new_session=True,
     )
+
+
+def _handed_over(pipe: IO[bytes]) -> IO[bytes]:
+    """The pipe for the loop's transport, which closes it.
+
+    uvloop closes it twice, first by libuv, then as a file. In between the number may have become
+    that of a file which another thread has opened: so the file object must not own it.
+    """
+    if not type(asyncio.get_running_loop()).__module__.startswith("uvloop"):
+        return pipe
+    fd = os.dup(pipe.fileno())
+    pipe.close()
+    return open(fd, pipe.mode, buffering=0, closefd=False)
 
 
 async def read_blocks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
