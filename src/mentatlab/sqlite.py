@@ -108,16 +108,16 @@ class Database:
         return connection
 
     def _run(self) -> None:
-        try:
-            connection = self._connect()
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            self._migrate(connection)
-        except BaseException as error:  # noqa: BLE001 — handed to whoever opens
-            self._opened.set_exception(_translate(error))
-            return
-        self._opened.set_result(None)
-        with contextlib.closing(connection):
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(contextlib.closing(self._connect()))
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                self._migrate(connection)
+            except BaseException as error:  # noqa: BLE001 — handed to whoever opens
+                self._opened.set_exception(_translate(error))
+                return
+            self._opened.set_result(None)
             while (jobs := self._next_group()) is not None:
                 self._commit(connection, jobs)
 
