@@ -168,6 +168,8 @@ subprocess = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600")
 say(text="done")
 """
 BIG = "say(text='x' * 600_000)"
+TORRENT = "for n in range(300): say(type='chunk', pin='words', data='x' * 900_000)"
+WORDS = "[{name: words, type: stream, metadata: {items: string}}]"
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +180,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(folder, name, PREPARE.get(name, "") + bad.main, bad.outputs)
     add(folder, "forks", FORKS)
     add(folder, "big", BIG)
+    add(folder, "torrent", TORRENT, WORDS)
     add(folder, "starts-not", "this is no python")
     no_program = MANIFEST.format(id="bad.no-program", outputs=TEXT) + "command: [/nowhere/agent]\n"
     write_agent(folder / "no-program", no_program)
@@ -221,6 +224,18 @@ def test_others_go_on_beside_a_flood(api: Api):
         views = list(pool.map(lambda n: api.run(ECHO_FLOW, words=str(n)), range(8)))
     assert [view["state"] for view in views] == ["succeeded"] * 8
     assert_failed(api.ended(flood), "n0", "AGENT_FLOOD")
+
+
+def test_a_torrent_of_chunks_goes_to_the_disk_and_not_to_memory(api: Api):
+    before = api.memory()
+    run_id = api.submit(chain("bad.torrent"))
+    most = before
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(api.ended, run_id)
+        while not ended.done():
+            most = max(most, api.memory())
+    assert ended.result()["state"] == "succeeded"
+    assert most < before + (128 << 20)
 
 
 def test_what_an_agent_leaves_behind_ends_with_it(api: Api):

@@ -36,7 +36,8 @@ from mentatlab.streams.hub import StreamingConnectionManager
 
 MAX_CHUNK_BYTES = 256 * 1024
 """A chunk over this is stored, and its record refers to it."""
-_EVENTS_AHEAD = 256
+_EVENTS_AHEAD = 32
+"""Of an agent's events, each up to 1 MiB, that are taken before the last ones are committed."""
 _MAX_OUTPUTS = MAX_PAYLOAD_BYTES - 8 * 1024  # room for the event's other fields
 _TOKEN_CAPABILITIES: tuple[tokens.Capability, ...] = ("sub", "pub", "put")
 
