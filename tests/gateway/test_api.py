@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,24 @@ async def test_pages_of_the_machine_may_call(http: httpx2.AsyncClient):
         headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"},
     )
     assert "access-control-allow-origin" not in evil.headers
+
+
+async def test_the_reference_lists_every_call_and_no_other(app: App):
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "http-api.md").read_text()
+    listed: set[tuple[str, str]] = set()
+    for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE):
+        methods: list[str] = []
+        for method, path in re.findall(r"`([A-Z]+)(?: (/[^`?]+)\??[^`]*)?`", row):
+            methods.append(method)
+            if path:
+                listed |= {(each, re.sub(r"{\w+}", "{}", path)) for each in methods}
+                methods = []
+    described = {
+        (method.upper(), re.sub(r"{\w+}", "{}", path))
+        for path, methods in app.asgi.openapi()["paths"].items()
+        for method in methods
+    }
+    assert listed == described | {("HEAD", "/api/v1/storage/{}"), ("WS", "/ws/streams/{}")}
 
 
 async def test_every_answer_and_body_of_the_api_has_a_schema(http: httpx2.AsyncClient):
