@@ -1,4 +1,4 @@
-"""Streams: a log and its readers."""
+"""Streams: a stream is a log, a subscriber a cursor and a byte credit, never a queue."""
 
 from mentatlab.protocol.records import StreamChunk
 from mentatlab.streams.buffer import BufferManager

@@ -1,0 +1,1 @@
+"""What media agents share: typed faces of Pillow, PyAV, onnxruntime, Whisper (extra `agents`)."""
