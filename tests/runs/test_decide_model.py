@@ -309,7 +309,7 @@ def test_every_graph_of_three_without_retries(kinds: tuple[str, ...]) -> None:
     window=st.integers(1, 3),
     choices=st.randoms(use_true_random=False),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_walk_through_a_larger_graph_ends(
     kinds: list[str], policy: str, window: int, choices: random.Random
 ) -> None:

@@ -57,19 +57,19 @@ def _carries(pid: str, wanted: bytes) -> bool:
 def main(mark: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    for pgid in _watch(os.getppid()):
+    for pgid in watch(os.getppid(), sys.stdin.fileno()):
         kill_group(pgid)
     kill_marked(mark)
 
 
-def _watch(host: int) -> set[int]:
-    """The groups that live when the host has gone."""
+def watch(host: int, pipe: int) -> set[int]:
+    """What the host says on a file descriptor; the groups that live when it has gone."""
     groups: set[int] = set()
     rest = b""
     while os.getppid() == host:
-        if not select.select([0], [], [], _POLL_S)[0]:
+        if not select.select([pipe], [], [], _POLL_S)[0]:
             continue
-        block = os.read(0, 4096)
+        block = os.read(pipe, 4096)
         if not block:
             break
         *lines, rest = (rest + block).split(b"\n")

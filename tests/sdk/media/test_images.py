@@ -205,7 +205,7 @@ SEEDS = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     seed=st.sampled_from(sorted(SEEDS)),
     place=st.integers(0, 2000),

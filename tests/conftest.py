@@ -1,0 +1,19 @@
+"""What holds for every test."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from mentatlab.home import default_home
+
+# A busy machine is no fault of the code: no example is timed.
+settings.register_profile("mentatlab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mentatlab")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_users_own_home_is_left_alone() -> Iterator[None]:
+    existed = default_home().exists()
+    yield
+    assert default_home().exists() == existed
