@@ -3,7 +3,7 @@ no process is left, and everybody else's runs go on.
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,7 +232,7 @@ def test_a_torrent_of_chunks_goes_to_the_disk_and_not_to_memory(api: Api):
     most = before
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(api.ended, run_id)
-        while not ended.done():
+        while not wait([ended], timeout=0.05).done:
             most = max(most, api.memory())
     assert ended.result()["state"] == "succeeded"
     assert most < before + (128 << 20)
