@@ -69,6 +69,9 @@ def test_run_and_look_at_the_run(mentatlab: Command, flow: Callable[[str], Path]
     lines = mentatlab("runs", "watch", told["run_id"], "--json").stdout.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
     mentatlab("runs", "logs", told["run_id"], "echo")
+    unknown = mentatlab("runs", "logs", told["run_id"], "nobody", code=1)
+    assert "has no node nobody" in unknown.stderr
+    assert "its nodes are words, echo, out" in unknown.stderr
     over = mentatlab("runs", "cancel", told["run_id"], code=1)
     assert "RUN_TERMINAL" in over.stderr
 
@@ -78,6 +81,7 @@ def test_a_failed_run_says_why(mentatlab: Command, flow: Callable[[str], Path]):
         "run", flow(ECHO_FLOW.replace("test.echo", "test.fail")), "-i", "words=x", code=1
     )
     assert "error: echo: AGENT_EXIT" in answer.stderr
+    assert "echo | broken" in answer.stderr
     listed = data(mentatlab("runs", "ls", "--state", "failed", "--json"))["runs"]
     watched = mentatlab("runs", "watch", listed[0]["run_id"], code=1)
     assert "run failed" in watched.stdout
@@ -89,6 +93,8 @@ def test_streams(mentatlab: Command, flow: Callable[[str], Path]):
     assert "echo.words: one two" in told.stderr
     (value,) = data(told)["outputs"].values()
     assert mentatlab("streams", "tail", value["stream_id"]).stdout == "one \ntwo \n"
+    shown = mentatlab("runs", "show", data(told)["run_id"]).stdout
+    assert f": 2 elements in {value['stream_id']}" in shown
     lines = mentatlab("streams", "tail", value["stream_id"], "--json").stdout.splitlines()
     assert [json.loads(line)["sequence"] for line in lines] == [2, 3]
 
@@ -159,6 +165,88 @@ def test_agents(mentatlab: Command, home: Path, tmp_path: Path):
     assert mentatlab("agents", "add", folder).stdout == "my.shout:0.1.0\n"
     assert "CONFLICT" in mentatlab("agent", "new", "shout", "--dir", tmp_path, code=1).stderr
     assert "INVALID_REQUEST" in mentatlab("agent", "new", "9", "--dir", tmp_path, code=1).stderr
+
+
+NOISY = """\
+from mentatlab.sdk import StreamingAgent, run
+
+
+class Noisy(StreamingAgent):
+    def __init__(self):
+        self.seen = 0
+
+    async def process(self, inputs):
+        print("here I am")
+        async for item in inputs["items"]:
+            self.seen += len(item)
+        if inputs.get("fail"):
+            raise ValueError("no more")
+        return {"seen": self.seen}
+
+
+run(Noisy)
+"""
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    manifest = """\
+id: test.noisy
+version: 1.0.0
+inputs: [{name: items, type: stream, metadata: {items: string}}]
+outputs: [{name: seen, type: number}]
+"""
+    write_agent(tmp_path / "noisy", manifest, NOISY)
+    return tmp_path / "noisy"
+
+
+def test_an_agent_alone_gets_streams_and_shows_its_log(mentatlab: Command, noisy: Path):
+    answer = mentatlab("agent", "run", noisy, "-i", 'items=["ab", "c"]')
+    assert answer.stdout == "agent.seen: 3\n"
+    assert "agent | here I am" in answer.stderr
+    failed = mentatlab("agent", "run", noisy, "-i", "items=[]", "-i", "fail=true", code=1)
+    assert 'raise ValueError("no more")' in failed.stderr
+    missing = mentatlab("agent", "run", noisy, code=1)
+    assert "give it: --input items=" in missing.stderr
+    wrong = mentatlab("agent", "run", noisy, "-i", "items=3", code=1)
+    assert "a JSON array" in wrong.stderr
+
+
+def test_media_reach_a_stream_pin(mentatlab: Command, tmp_path: Path):
+    manifest = """\
+id: test.sizes
+version: 1.0.0
+inputs: [{name: files, type: stream, metadata: {items: binary}}]
+outputs: [{name: sizes, type: json}]
+"""
+    main = """\
+from mentatlab.sdk import StreamingAgent, run
+
+
+class Sizes(StreamingAgent):
+    async def process(self, inputs):
+        return {"sizes": [len(await self.download_media(f)) async for f in inputs["files"]]}
+
+
+run(Sizes)
+"""
+    write_agent(tmp_path / "sizes", manifest, main)
+    for size in (3, 5):
+        (tmp_path / f"{size}").write_bytes(b"\x00" * size)
+    files = json.dumps([f"{tmp_path}/3", f"{tmp_path}/5"])
+    answer = mentatlab("agent", "run", tmp_path / "sizes", "-i", f"files={files}", "--json")
+    assert data(answer)["outputs"] == {"agent.sizes": [3, 5]}
+
+
+def test_a_manifest_is_validated(mentatlab: Command, noisy: Path):
+    manifest = noisy / "manifest.yaml"
+    assert mentatlab("validate", manifest).stdout == f"{manifest} is valid\n"
+    manifest.write_text("id: test.noisy\nversion: one\ninputs: [{name: a, type: imag}]\n")
+    wrong = mentatlab("validate", manifest, code=1).stderr
+    assert "/version: MANIFEST_INVALID" in wrong
+    assert "/inputs/0/type: MANIFEST_INVALID" in wrong
+    manifest.write_text("id: test.noisy\nversion: 1.0.0\ninputs: [{name: a, type: image}]\n")
+    assert "warning: /inputs/0" in mentatlab("validate", manifest).stderr
 
 
 def test_keys(mentatlab: Command):

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import msgspec
 
 from mentatlab.cli.connect import Target, connected
 from mentatlab.cli.execute import execute, resolve_inputs
+from mentatlab.cli.feed import feed, write_feeder
+from mentatlab.cli.inputs import split_pairs
 from mentatlab.cli.output import asynchronous, emit, json_option, note
 from mentatlab.cli.run import input_option, out_option
-from mentatlab.protocol.errors import Code, Conflict, Invalid
-from mentatlab.protocol.pins import Pin
+from mentatlab.protocol.errors import Code, Conflict, Invalid, Problem, ValidationFailed
+from mentatlab.protocol.pins import Pin, PinType
 
 MANIFEST = """\
 id: {id}
@@ -99,35 +102,54 @@ def new(*, name: str, parent: Path) -> None:
 async def run_alone(*, directory: Path, inputs: tuple[str, ...], out: Path | None) -> None:
     """Run the agent in DIRECTORY alone, in a home of its own for the moment.
 
-    Inputs are its pins; names that are not pins become its params.
+    Inputs are its pins (a stream's is a JSON array); names that are not pins become its params.
+    What it logs goes to stderr.
     """
+    given = split_pairs(inputs)
     with tempfile.TemporaryDirectory(prefix="mentatlab-") as home:
+        write_feeder(Path(home))
         target = Target(home=Path(home), agent_dirs=(directory,), quiet=True)
         async with connected(target) as client:
             added = await client.add_agent(directory)
-            flow, runs_inputs = _flow_of(added, inputs)
-            flow["graph"]["nodes"][0]["params"] = await resolve_inputs(
-                client, [pair for pair in inputs if pair not in runs_inputs], _types(added)
-            )
-            await execute(client, flow, [f"agent.{pair}" for pair in runs_inputs], out=out)
+            pins = [msgspec.convert(pin, Pin, strict=False) for pin in added["inputs"]]
+            _check_given(added["id"], pins, given)
+            streams = [pin for pin in pins if pin.type is PinType.STREAM]
+            fed = {pin.name for pin in streams}
+            runs = {pin.name for pin in pins if _is_required(pin)} - fed
+            params = [f"{k}={v}" for k, v in given.items() if k not in runs | fed]
+            types = {pin.name: pin.type for pin in pins}
+            flow = _flow_of(added, await resolve_inputs(client, params, types))
+            await feed(client, flow, streams, given)
+            pairs = [f"agent.{k}={v}" for k, v in given.items() if k in runs]
+            await execute(client, flow, pairs, out=out, every_log=True)
 
 
-def _flow_of(agent: dict[str, Any], pairs: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
-    """A flow of this one node, and those of the inputs that are the run's: its required pins."""
-    required = {
-        pin["name"]
-        for pin in agent["inputs"]
-        if pin.get("required", True) and pin.get("default") is None
-    }
-    node = {"id": "agent", "type": f"{agent['id']}:{agent['version']}"}
-    flow = {
+def _check_given(agent_id: str, pins: list[Pin], given: Mapping[str, str]) -> None:
+    """In the agent's own words; the run knows its pins only as those of a node."""
+    problems = [
+        Problem(
+            Code.RUN_INPUT_MISSING,
+            f"/inputs/{pin.name}",
+            f"the input {pin.name} ({pin.type}) is missing",
+            f"give it: --input {pin.name}=…",
+        )
+        for pin in pins
+        if _is_required(pin) and pin.name not in given
+    ]
+    if problems:
+        raise ValidationFailed(Code.RUN_INPUT_MISSING, f"{agent_id} needs more inputs", problems)
+
+
+def _is_required(pin: Pin) -> bool:
+    return pin.required and pin.default is None
+
+
+def _flow_of(agent: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """A flow of this one node. Its required pins are inputs of the run, all else is params."""
+    node = {"id": "agent", "type": f"{agent['id']}:{agent['version']}", "params": params}
+    return {
         "apiVersion": "v1beta1",
         "kind": "Flow",
         "meta": {"id": f"{agent['id']}.alone"},
         "graph": {"nodes": [node], "edges": []},
     }
-    return flow, [pair for pair in pairs if pair.partition("=")[0] in required]
-
-
-def _types(agent: dict[str, Any]) -> dict[str, Any]:
-    return {pin["name"]: msgspec.convert(pin, Pin, strict=False).type for pin in agent["inputs"]}

@@ -22,18 +22,36 @@ from mentatlab.sdk.client import AsyncClient
 
 Flow = dict[str, Any] | str
 _TEXT_GRACE_S = 5.0
+_LOG_LINES = 100
 
 
 async def execute(
-    client: AsyncClient, flow: Flow, pairs: Sequence[str], *, out: Path | None
+    client: AsyncClient,
+    flow: Flow,
+    pairs: Sequence[str],
+    *,
+    out: Path | None,
+    every_log: bool = False,
 ) -> None:
-    """Upload, submit, follow, print or write what came out; exit code 1 when the run failed."""
+    """Upload, submit, follow, print or write what came out; exit code 1 when the run failed.
+
+    The log of a node that failed is shown; with `every_log` that of all.
+    """
     plan = await client.plan(flow)
     inputs = await resolve_inputs(client, pairs, pins_of(plan))
     submitted = await client.submit(flow, inputs)
     note(f"run {submitted['run_id']}")
     await follow(client, submitted["run_id"])
+    await _show_logs(client, submitted["run_id"], every=every_log)
     await report(client, submitted["run_id"], out)
+
+
+async def _show_logs(client: AsyncClient, run_id: str, *, every: bool) -> None:
+    for node in (await client.run(run_id))["nodes"]:
+        if every or node["state"] == "failed":
+            said = [e for e in await client.logs(run_id, node["id"]) if e["kind"] == "log"]
+            for entry in said[-_LOG_LINES:]:
+                note(f"{node['id']} | {entry['message']}")
 
 
 def pins_of(plan: Mapping[str, Any]) -> dict[str, PinType]:

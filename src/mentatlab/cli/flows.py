@@ -30,15 +30,35 @@ def read_flow(path: Path) -> str:
 @json_option
 @asynchronous
 async def validate(*, flow: Path, target: Target) -> None:
-    """Check FLOW: every problem at once. Exit code 1 when it cannot run."""
+    """Check FLOW: every problem at once. Exit code 1 when it cannot run.
+
+    A file called manifest.yaml is checked as an agent's manifest.
+    """
+    if flow.name == "manifest.yaml":
+        _validate_manifest(flow)
+        return
     async with connected(target) as client:
         answer = await client.validate(read_flow(flow))
     problems = [msgspec.convert(found, Problem) for found in answer["problems"]]
     if not answer["valid"]:
         raise ValidationFailed(Code.FLOW_INVALID, f"{flow} cannot run", problems)
-    for found in problems:
+    _valid(flow, problems)
+
+
+def _validate_manifest(path: Path) -> None:
+    from mentatlab.flows import ManifestValidator  # part of the server extra, not of the client
+
+    problems = ManifestValidator().add_multimodal_rules().validate(read_text(path))
+    if any(found.severity == "error" for found in problems):
+        raise ValidationFailed(Code.MANIFEST_INVALID, f"{path} is not a manifest", problems)
+    _valid(path, problems)
+
+
+def _valid(path: Path, warnings: list[Problem]) -> None:
+    for found in warnings:
         note(f"warning: {found.path or '/'}: {found.code}: {found.message}")
-    emit(answer, lambda: f"{flow} is valid")
+    answer = {"valid": True, "problems": msgspec.to_builtins(warnings)}
+    emit(answer, lambda: f"{path} is valid")
 
 
 @click.command(short_help="Show how a flow would be executed.")

@@ -40,8 +40,9 @@ def wants_json() -> bool:
 
 
 def emit(value: Any, text: Callable[[], str]) -> None:
-    """`value` as JSON under `--json`, else what `text` makes of it, to stdout."""
-    click.echo(encode(value) if wants_json() else text())
+    """`value` as JSON under `--json`, else what `text` makes of it, if anything, to stdout."""
+    if said := encode(value) if wants_json() else text():
+        click.echo(said)
 
 
 def emit_line(value: Any) -> None:

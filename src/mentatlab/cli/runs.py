@@ -9,6 +9,7 @@ from mentatlab.cli.connect import Target, connected, target_options
 from mentatlab.cli.keys import date
 from mentatlab.cli.output import asynchronous, emit, emit_line, json_option, table, wants_json
 from mentatlab.cli.progress import describe_event
+from mentatlab.cli.results import compact
 
 END_STATES = ("succeeded", "partial", "failed", "cancelled")
 
@@ -77,8 +78,10 @@ def _compact(value: Any) -> str:
     match value:
         case {"type": str(kind), "ref": {"url": str(url)}}:
             return f"{kind} {url}"
+        case {"type": "stream", "stream_id": str(name), "chunks": int(chunks)}:
+            return f"{chunks} elements in {name}"
         case _:
-            return click.unstyle(str(value))
+            return compact(value)
 
 
 @runs.command()
@@ -133,4 +136,5 @@ def _log_line(entry: dict[str, Any]) -> str:
     said = entry.get("message") or _compact(
         {k: v for k, v in entry.items() if k not in ("node_id", "at", "attempt", "kind", "item")}
     )
-    return f"{entry['at']} {entry['node_id']} {entry.get('level', entry['kind'])}: {said}"
+    node = f"{entry['node_id']}[{entry['item']}]" if "item" in entry else entry["node_id"]
+    return f"{entry['at']} {node} {entry.get('level', entry['kind'])}: {said}"

@@ -149,7 +149,7 @@ def _resolve_agent(a: Analysis, resolved: ResolvedNode, lookup: Lookup) -> None:
     node = resolved.node
     manifest = lookup(node.type)
     if manifest is None:
-        hint = "`mentatlab agents` lists what is installed"
+        hint = "`mentatlab agents ls` lists what is installed"
         if node.type.startswith(("ui.", "core.")):
             hint = f"built in are {', '.join(BUILTIN_TYPES)}"
         text = f"{node.id}: no agent is called {node.type!r}"

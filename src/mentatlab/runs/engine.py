@@ -20,7 +20,7 @@ from mentatlab import __version__
 from mentatlab.flows.flow import load_flow
 from mentatlab.flows.manifest import Manifest, load_manifest
 from mentatlab.flows.plan import Plan, compile_plan
-from mentatlab.protocol.errors import Code, Conflict, Fenced, MentatError, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, Fenced, MentatError, NotFound, Unavailable
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Runner
@@ -350,7 +350,11 @@ class Engine:
         `{"kind": "log" | "progress" | "metric", "at", "attempt", "item"?, …}`"""
         conductor = await self._find(run_id, workspace)
         if node_id not in conductor.state.nodes:
-            raise unknown_run(f"{run_id}/{node_id}")
+            raise NotFound(
+                Code.NOT_FOUND,
+                f"the run {run_id} has no node {node_id}",
+                hint=f"its nodes are {', '.join(conductor.state.nodes)}",
+            )
         name = stream_id(run_id, node_id, LOG_PIN)
         if name not in {lane.stream_id for lane in await self._services.hub.lanes(run_id)}:
             return []

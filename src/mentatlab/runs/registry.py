@@ -92,7 +92,7 @@ class AgentRegistry:
             raise NotFound(
                 Code.UNKNOWN_AGENT,
                 f"there is no agent {name}",
-                hint="`mentatlab agents` lists the agents; `mentatlab agents add DIR` adds one",
+                hint="`mentatlab agents ls` lists the agents; `mentatlab agents add DIR` adds one",
             )
         return agent
 

@@ -245,7 +245,7 @@ class SqliteRunStore:
 
 def unknown_run(run_id: str) -> NotFound:
     return NotFound(
-        Code.RUN_NOT_FOUND, f"there is no run {run_id}", hint="`mentatlab runs` lists the runs"
+        Code.RUN_NOT_FOUND, f"there is no run {run_id}", hint="`mentatlab runs ls` lists them"
     )
 
 
