@@ -163,6 +163,23 @@ async def test_stream_in_and_out() -> None:
     assert [e["seq"] for e in said if e["type"] == "ack"][-1] == 3
 
 
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize(("code", "status"), [(7, 1), (3, 3), ("no luck", 1)])
+async def test_an_agent_that_calls_exit(sync: bool, code: int | str, status: int) -> None:
+    class Leaves(Agent):
+        def process(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            sys.exit(code)
+
+    class LeavesLater(Agent):
+        async def process(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            sys.exit(code)
+
+    ended, said = await once(Leaves() if sync else LeavesLater())
+    assert (ended, said[-1]["code"]) == (status, "AGENT_EXIT")
+    assert f"sys.exit({code!r})" in said[-1]["message"]
+    assert said[-1]["retryable"] is (code == 3)
+
+
 @pytest.mark.parametrize(("status", "data"), [("error", [1, 3]), ("cancelled", [])])
 async def test_an_upstream_that_ends_badly(status: str, data: list[int]) -> None:
     """After `cancelled` what is queued is dropped; all is in the pipe before the agent reads."""

@@ -160,6 +160,8 @@ async def _invoke(server: Server, invocation: Invocation) -> AgentError | None:
         invocation.emit("result", outputs=_checked(outputs))
     except asyncio.CancelledError:
         failure = _CANCELLED
+    except SystemExit as error:
+        failure = _exited(error)
     except Exception as error:  # noqa: BLE001 — whatever the author's code raises becomes an event
         failure = _as_agent_error(error)
     else:
@@ -177,13 +179,29 @@ async def _invoke(server: Server, invocation: Invocation) -> AgentError | None:
 async def _process(server: Server, invocation: Invocation) -> object:
     if inspect.iscoroutinefunction(server.process):
         return await server.process(invocation.inputs)
-    thread = asyncio.ensure_future(asyncio.to_thread(server.process, invocation.inputs))
+    thread = asyncio.ensure_future(asyncio.to_thread(_call, server, invocation.inputs))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         invocation.cancelled.set()  # the thread may look; until it returns the invocation goes on
         await asyncio.wait([thread])
         raise
+
+
+def _call(server: Server, inputs: dict[str, Any]) -> object:
+    try:
+        return server.process(inputs)
+    except SystemExit as error:  # would end the event loop, and other invocations with it
+        raise _exited(error) from error
+
+
+def _exited(error: SystemExit) -> AgentError:
+    return AgentError(
+        Code.AGENT_EXIT,
+        f"process() called sys.exit({error.code!r})",
+        retryable=error.code == EXIT_TRANSIENT,
+        hint="raise AgentError to fail, return the outputs to succeed",
+    )
 
 
 def _checked(outputs: object) -> dict[str, Any]:
