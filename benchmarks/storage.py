@@ -11,13 +11,13 @@ import os
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from tests.support.server import up
 
 from benchmarks.table import Row
 
@@ -26,27 +26,6 @@ SIZE = 512 << 20  # bytes of one transfer
 ROUNDS = 3
 _GB = SIZE / 1e9
 _PIECE = os.urandom(1 << 20)
-_SERVER = """
-import asyncio, socket, sys
-from pathlib import Path
-from fastapi import FastAPI
-from mentatlab.gateway.server import serving
-from mentatlab.gateway.storage_routes import storage_router
-from mentatlab.storage import open_local
-
-async def main(folder):
-    async def drain(): pass
-    async with open_local(folder / "blobs", folder / "catalog.db") as storage:
-        app = FastAPI()
-        app.include_router(storage_router(storage, lambda _: "bench"))
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            async with serving(app, listener, drain=drain):
-                print(listener.getsockname()[1], flush=True)
-                await asyncio.Event().wait()
-
-import uvloop
-uvloop.run(main(Path(sys.argv[1])))
-"""
 
 
 async def run(folder: Path | None = None) -> list[Row]:
@@ -57,16 +36,20 @@ async def run(folder: Path | None = None) -> list[Row]:
 def _measure(folder: Path | None) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         rows = [Row("disk: dd, fdatasync at the end", _dd(Path(place)), "MB/s")]
-        with _server(Path(place)) as server:
-            idle = server.memory_mib("VmRSS")
-            uploads = [_timed(lambda: _upload(server.port)) for _ in range(ROUNDS)]
+        with up(Path(place)) as server:
+            pid, port = server.process.pid, int(server.url.rpartition(":")[2])
+            idle, busy = _memory_mib(pid, "VmRSS"), _cpu_s(pid)
+            uploads = [_timed(lambda: _upload(port)) for _ in range(ROUNDS)]
             ref = uploads[-1][1]
             rows.append(Row("upload, durable", _median(uploads), "MB/s"))
-            rows.append(Row("its cost to the server", server.cpu_s() / ROUNDS / _GB, "CPU s/GB"))
-            downloads = [_timed(lambda: _download(server.port, ref, "")) for _ in range(ROUNDS)]
+            rows.append(
+                Row("its cost to the server", (_cpu_s(pid) - busy) / ROUNDS / _GB, "CPU s/GB")
+            )
+            downloads = [_timed(lambda: _download(port, ref, "")) for _ in range(ROUNDS)]
             rows.append(Row("download", _median(downloads), "MB/s"))
-            rows.append(Row("64 KiB range", _range_ms(server.port, ref), "ms p50"))
-            rows.append(Row("server memory, most growth", server.memory_mib("VmHWM") - idle, "MiB"))
+            rows.append(Row("64 KiB range", _range_ms(port, ref), "ms p50"))
+            growth = _memory_mib(pid, "VmHWM") - idle
+            rows.append(Row("server memory, most growth", growth, "MiB"))
         return rows
 
 
@@ -85,29 +68,15 @@ def _dd(folder: Path) -> float:
     return max(speeds)
 
 
-class _Server(NamedTuple):
-    pid: int
-    port: int
-
-    def memory_mib(self, field: str) -> float:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split(f"{field}:")[1].split()[0]) / 1024
-
-    def cpu_s(self) -> float:
-        """User and system time of all its threads so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _memory_mib(pid: int, field: str) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
-@contextmanager
-def _server(folder: Path) -> Generator[_Server]:
-    command = [sys.executable, "-c", _SERVER, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield _Server(process.pid, int(process.stdout.readline()))
-        finally:
-            process.kill()
+def _cpu_s(pid: int) -> float:
+    """User and system time of all its threads so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _upload(port: int) -> str:

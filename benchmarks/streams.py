@@ -10,16 +10,13 @@ import asyncio
 import json
 import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from tests.support.server import up
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
@@ -28,47 +25,22 @@ from benchmarks.table import Row
 SCATTERED = 300  # chunks sent one after the other
 BURST = 5000  # chunks sent as fast as they are taken
 TEXT = "x" * 200
-_SERVER = """
-import asyncio, socket, sys
-from pathlib import Path
-from fastapi import FastAPI
-from mentatlab.gateway.admission import Admission, Rules
-from mentatlab.gateway.server import serving
-from mentatlab.gateway.stream_routes import stream_router
-from mentatlab.streams import open_hub
-
-async def no_keys(_):
-    return None
-
-async def main(folder):
-    hub = await open_hub(folder / "streams.db")
-    app = FastAPI()
-    app.include_router(stream_router(hub, b"s" * 32))
-    rules = Rules(loopback=True, home_key="k" * 32, token_secret=b"s" * 32)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with serving(Admission(app, rules, no_keys), listener, drain=hub.drain):
-            print(listener.getsockname()[1], flush=True)
-            await asyncio.Event().wait()
-
-import uvloop
-uvloop.run(main(Path(sys.argv[1])))
-"""
 
 
 async def run(folder: Path | None = None) -> list[Row]:
     """`folder` is on the disk to measure; else the system's temporary one."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         rows = _rows("one commit (SQLite, FULL)", _commits(Path(place)))
-        with _server(Path(place)) as port:
+        with up(Path(place)) as server:
             for durability in ("memory", "commit"):
-                rows += await _lane(port, durability)
+                rows += await _lane(server.url, durability)
         return rows
 
 
-async def _lane(port: int, durability: str) -> list[Row]:
+async def _lane(server: str, durability: str) -> list[Row]:
     async with (
-        _Stream(port, durability) as one,
-        _Stream(port, durability) as two,
+        _Stream(server, durability) as one,
+        _Stream(server, durability) as two,
     ):
         latencies = [await one.round_trip() for _ in range(SCATTERED)]
         begun = time.perf_counter()
@@ -81,15 +53,15 @@ async def _lane(port: int, durability: str) -> list[Row]:
 class _Stream:
     """A new stream with a publisher and a reader."""
 
-    def __init__(self, port: int, durability: str) -> None:
+    def __init__(self, server: str, durability: str) -> None:
         body = {"agent_id": "bench", "pin_name": "out", "durability": durability}
         request = Request(
-            f"http://127.0.0.1:{port}/api/v1/streams/init",
+            f"{server}/api/v1/streams/init",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
         with urlopen(request) as answer:
-            url = f"ws://127.0.0.1:{port}{json.load(answer)['ws_url']}"
+            url = f"{server}{json.load(answer)['ws_url']}".replace("http", "ws", 1)
         self._connections = (
             connect(url, subprotocols=[Subprotocol("msp.v1+json")], compression=None),
             connect(url, compression=None),
@@ -156,14 +128,3 @@ def _commits(folder: Path) -> list[float]:
 def _rows(name: str, times: list[float]) -> list[Row]:
     p95 = statistics.quantiles(times, n=20)[-1]
     return [Row(name, statistics.median(times), "ms p50"), Row(name, p95, "ms p95")]
-
-
-@contextmanager
-def _server(folder: Path) -> Generator[int]:
-    command = [sys.executable, "-c", _SERVER, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()

@@ -5,16 +5,14 @@ A photo end to end: upload, run of `examples/photo.mlab`, its answer, with warm 
 
 import asyncio
 import io
-import json
-import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
+from tests.support.server import Up, up
 
 from benchmarks.table import Row, percentile
 from mentatlab.sdk.client import AsyncClient
@@ -34,23 +32,19 @@ graph:
 """
 
 
-class Server(NamedTuple):
-    client: AsyncClient
-    pid: int
-    ready_s: float
-
-
 async def run() -> list[Row]:
     starts: list[float] = []
     rss: list[float] = []
     for _ in range(STARTS):
-        async with _server() as server:
+        begun = time.perf_counter()
+        with _server() as server:
+            starts.append(time.perf_counter() - begun)
             await asyncio.sleep(1)  # idle
-            starts.append(server.ready_s)
-            rss.append(_rss_mb(server.pid))
-    async with _server() as server:
-        classify = await _photos(server.client, CLASSIFY)
-        photo = await _photos(server.client, (EXAMPLES / "photo.mlab").read_text())
+            rss.append(_rss_mb(server.process.pid))
+    with _server() as server:
+        async with AsyncClient(server.url) as client:
+            classify = await _photos(client, CLASSIFY)
+            photo = await _photos(client, (EXAMPLES / "photo.mlab").read_text())
     return [
         Row("server ready", min(starts), "s best", "<= 2 s"),
         Row("server idle", min(rss), "MB", "<= 150 MB"),
@@ -91,25 +85,10 @@ def _jpeg(width: int, height: int) -> bytes:
         return file.getvalue()
 
 
-@asynccontextmanager
-async def _server() -> AsyncGenerator[Server]:
-    with tempfile.TemporaryDirectory() as home:
-        begun = time.perf_counter()
-        command = [sys.executable, "-m", "mentatlab", "up", "--port", "0", "--home", home]
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-        try:
-            assert process.stdout is not None
-            await process.stdout.readline()
-            ready_s = time.perf_counter() - begun
-            url = json.loads(Path(home, "server.json").read_text())["url"]
-            async with AsyncClient(url) as client:
-                await client.health()
-                yield Server(client, process.pid, ready_s)
-        finally:
-            process.terminate()
-            await process.communicate()
+@contextmanager
+def _server() -> Generator[Up]:
+    with tempfile.TemporaryDirectory() as home, up(Path(home)) as server:
+        yield server
 
 
 def _rss_mb(pid: int) -> float:
