@@ -52,6 +52,8 @@ def test_a_body_under_another_type(api: Api, kind: str):
     body = json.dumps({"flow": flow_of("test.nobody")}).encode()
     answer = api.http.post("/api/v1/runs", content=body, headers={"Content-Type": kind})
     refused(answer, 422, "INVALID_REQUEST" if kind else answer.json()["code"])
+    if kind:  # as from `curl -d`
+        assert "application/json" in answer.json()["hint"]
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -168,20 +168,25 @@ def _summary(problems: list[Problem]) -> str:
     return first if len(problems) < 2 else f"{first} (and {len(problems) - 1} more)"
 
 
+_NO_OBJECT = frozenset({"missing", "model_attributes_type"})  # other content types are not parsed
+
+
 def _problem(found: Any) -> Problem:
     """`loc` starts with where: body, query, path, header."""
     if found["type"] == "json_invalid":
         reason = found.get("ctx", {}).get("error", "")
-        return Problem(
-            Code.INVALID_REQUEST,
-            "/body",
-            f"the body is not JSON: {reason}".rstrip(": "),
-            hint="send JSON with `Content-Type: application/json`",
-        )
+        return _no_json(f"the body is not JSON: {reason}".rstrip(": "))
+    if found["loc"] == ("body",) and found["type"] in _NO_OBJECT:
+        return _no_json("the body is not a JSON object")
     pointer = "".join(f"/{_escape(str(part))}" for part in found["loc"])
     return Problem(
         Code.INVALID_REQUEST, pointer, found["msg"], hint="/docs says what this call takes"
     )
+
+
+def _no_json(message: str) -> Problem:
+    hint = "send JSON with `Content-Type: application/json`"
+    return Problem(Code.INVALID_REQUEST, "/body", message, hint=hint)
 
 
 def _escape(part: str) -> str:
