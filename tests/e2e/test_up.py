@@ -183,7 +183,7 @@ def test_the_same_on_websockets(home: Path, headers: dict[str, str], status: byt
             assert status in raw.recv(4096).splitlines()[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_leaves_no_agent_and_no_run_is_lost(agents: Path, home: Path, number: int):
     with up(home, "--agents", agents) as server:
         run_id = submit(server.url, WAIT_FLOW, words="x")

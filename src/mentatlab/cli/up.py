@@ -1,6 +1,7 @@
 """`mentatlab up`."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -39,8 +40,8 @@ async def up(
     """Start the server: gateway, engine, streams and storage in one process.
 
     Environment: MENTATLAB_HOME, _HOST, _PORT, _AGENTS (folders), _HOSTS, _ORIGINS, _RATE, _BURST,
-    _MAX_OBJECT (bytes, 5GB), ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM or Ctrl-C;
-    unfinished runs go on at the next start.
+    _MAX_OBJECT (bytes, 5GB), ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM, Ctrl-C or
+    when its terminal is closed (not under nohup); unfinished runs go on at the next start.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -52,19 +53,23 @@ async def up(
         _tune_garbage_collection()
         _greet(server.url, settings.home)
         await stop.wait()
-        note("stopping")
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            note("stopping")
 
 
 def _signalled() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one kills as usual."""
+    """Set by the first SIGTERM, SIGINT or SIGHUP; a second one kills as usual."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
 
     def heard() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         loop.add_signal_handler(number, heard)
     return stop
 
