@@ -10,7 +10,8 @@ from typing import Any, Self
 import pytest
 from tests.support.streams_server import make_app
 
-from mentatlab.gateway.stream_socket import MAX_MESSAGE_BYTES, PROTOCOL
+from mentatlab.gateway.stream_msp import PROTOCOL
+from mentatlab.gateway.stream_wire import MAX_MESSAGE_BYTES
 from mentatlab.protocol.records import data_draft
 from mentatlab.streams import StreamingConnectionManager, open_hub
 
@@ -310,7 +311,7 @@ async def test_what_names_no_stream_closes(hub: StreamingConnectionManager, text
 async def test_a_connection_follows_a_bounded_number(
     hub: StreamingConnectionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mentatlab.gateway.stream_socket.MAX_SUBSCRIPTIONS", 1)
+    monkeypatch.setattr("mentatlab.gateway.stream_msp.MAX_SUBSCRIPTIONS", 1)
     first, second = await opened(hub), await opened(hub)
     async with talk(hub, first, PROTOCOL) as socket:
         await socket.heard("welcome")

@@ -18,7 +18,7 @@ from mentatlab.gateway import problems
 from mentatlab.gateway.admission import Admission, Rules
 from mentatlab.gateway.server import serving
 from mentatlab.gateway.stream_routes import stream_router
-from mentatlab.gateway.stream_socket import Timing
+from mentatlab.gateway.stream_wire import Timing
 from mentatlab.streams import StreamingConnectionManager, open_hub
 
 SECRET = b"s" * 32

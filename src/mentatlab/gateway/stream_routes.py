@@ -10,8 +10,10 @@ from pydantic import BaseModel
 
 from mentatlab.gateway.identity import authorise, caller
 from mentatlab.gateway.stream_access import admit
-from mentatlab.gateway.stream_socket import PROTOCOL, MspSocket, PlainSocket, Timing, serve
+from mentatlab.gateway.stream_msp import PROTOCOL, MspSocket
+from mentatlab.gateway.stream_plain import PlainSocket
 from mentatlab.gateway.stream_sse import EventStream
+from mentatlab.gateway.stream_wire import Timing, serve
 from mentatlab.protocol.errors import Code, Conflict, Forbidden, Invalid
 from mentatlab.protocol.records import MAX_RECORD_BYTES, Durability, timestamp
 from mentatlab.protocol.tokens import MAX_LIFETIME_S, Capability, Claims, mint
