@@ -84,6 +84,13 @@ def test_a_run_with_plain_tools(agents: Path, home: Path):
         assert server.stop() == 0
 
 
+def test_an_agent_that_cannot_be_used_is_told_at_the_start(agents: Path, home: Path):
+    write_agent(agents / "wrong", ECHO.replace("version: 1.0.0", "version: one"))
+    with up(home, "--agents", agents) as server:
+        assert f"not usable: {agents / 'wrong'}: MANIFEST_INVALID" in server.log()
+        assert submit(server.url, ECHO_FLOW, words="the others are")
+
+
 def test_old_manifests_and_old_flows_run(agents: Path, home: Path):
     old = ECHO.replace("test.echo", "old.echo") + "env: [GREETING=hi, {name: A, value: b}]\n"
     old += "longRunning: false\nui: {remoteEntry: http://x/remoteEntry.js}\n"

@@ -51,6 +51,8 @@ async def up(
     stop = _signalled()
     async with running(settings) as server:
         _tune_garbage_collection()
+        for broken in server.services.agents.broken():
+            note(f"not usable: {broken.directory}: {broken.error}")
         _greet(server.url, settings.home)
         await stop.wait()
         with contextlib.suppress(OSError):  # of a terminal that was closed
