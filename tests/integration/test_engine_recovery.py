@@ -5,9 +5,14 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from mentatlab.protocol.records import RecordType
+from mentatlab.runs.lanes import RUN_NODE, RUN_PIN, stream_id
 from mentatlab.testing.house import open_house, write_agent
 
 TEXT = {"name": "text", "type": "string"}
@@ -49,6 +54,16 @@ async def main(home, agents, document, inputs):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+
+
+# The same, telling the sequence of every event that it hears.
+TELLING_HOST = HOST.replace(
+    "await house.engine.wait(run.id)",
+    """async with house.hub.subscribe(run.id) as records:
+            async for record in records:
+                if record.node_id == "_run" and "data" in record.payload:
+                    print(record.payload["data"]["seq"], flush=True)""",
+)
 
 
 def flow(nodes: list[dict[str, Any]], edges: list[tuple[str, str]]) -> dict[str, Any]:
@@ -235,3 +250,80 @@ async def test_a_stop_without_cancel_leaves_the_run_to_the_next_start(tmp_path: 
     async with open_house(tmp_path / "home", [agents]) as house:
         done = await house.engine.wait(run.id)
         assert (done.state, done.nodes[0].attempt) == ("succeeded", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_a_kill_at_any_event_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    """A host is killed after its first event, another after its second, until one lives to the
+    end."""
+    agents = tmp_path / "agents"
+    write_agent(agents, "numbers", NUMBERS, outputs=[LINES])
+    write_agent(agents, "noted", NOTED, inputs=[TEXT], outputs=[TEXT])
+    kill_at = 1
+    while await killed_at(kill_at, subfolder(tmp_path, kill_at), agents):
+        kill_at += 1
+    assert kill_at > 2 * len(("run", "alpha", "beta", "count", "each", *"012345"))
+
+
+def subfolder(folder: Path, number: int) -> Path:
+    (folder / str(number)).mkdir()
+    return folder / str(number)
+
+
+async def killed_at(seq: int, folder: Path, agents: Path) -> bool:
+    """Kill the host when it has told that event, go on in another and look; False when the run had
+    ended before."""
+    home, notes = folder / "home", folder / "ran"
+    params = {"ran": str(notes)}
+    document = flow(
+        [
+            {"id": "alpha", "type": "noted", "params": params},
+            {"id": "beta", "type": "noted", "params": params},
+            {"id": "count", "type": "numbers"},
+            {"id": "each", "type": "noted", "forEach": "text", "params": params},
+        ],
+        [("alpha.text", "beta.text"), ("count.lines", "each.text")],
+    )
+    arguments = (str(home), str(agents), json.dumps(document), json.dumps({"alpha": "x"}))
+    host = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", TELLING_HOST, *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    assert host.stdout is not None
+    run_id = (await host.stdout.readline()).decode().strip()
+    told = 0
+    while told < seq and (line := await host.stdout.readline()):
+        told = int(line)
+    if told == seq:
+        host.kill()
+    await host.wait()
+    await gone(notes)
+    await nothing_is_lost_or_repeated(home, agents, run_id, notes, before=told)
+    return told == seq
+
+
+async def nothing_is_lost_or_repeated(
+    home: Path, agents: Path, run_id: str, notes: Path, *, before: int
+) -> None:
+    async with open_house(home, [agents]) as house:
+        done = await house.engine.wait(run_id)
+        assert done.state == "succeeded", done.error
+        assert done.outputs["beta.text"] == "xab"
+        (lane,) = [s.stream_id for s in done.streams if s.node_id == "each"]
+        async with house.hub.subscribe(lane) as records:
+            items = [r.payload["data"] async for r in records if r.type is RecordType.DATA]
+        assert items == [f"{n}e" for n in range(6)]
+        events = await house.engine.events(run_id, workspace="default")
+        async with house.hub.subscribe(stream_id(run_id, RUN_NODE, RUN_PIN)) as records:
+            told = [r.payload["data"]["seq"] async for r in records if "data" in r.payload]
+    assert told == [e.seq for e in events] == list(range(1, len(events) + 1))
+    ends = [e for e in events if e.type == "node_succeeded"]
+    assert all(count == 1 for count in Counter((e.node_id, e.item) for e in ends).values())
+    executed = Counter(ran(notes))
+    for end in ends:
+        if (
+            end.seq <= before
+            and end.node_id != "count"
+            and (end.node_id, end.item) != ("each", None)
+        ):
+            assert executed[f"{end.node_id} {end.item}"] == end.attempt

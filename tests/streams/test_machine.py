@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -192,8 +193,11 @@ class StreamMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-TestStreamMachine = StreamMachine.TestCase
-TestStreamMachine.settings = settings(
-    max_examples=40,
-    stateful_step_count=20,
-)
+class TestStreamMachine(StreamMachine.TestCase):
+    settings = settings(max_examples=40, stateful_step_count=20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+class TestManyLongWays(StreamMachine.TestCase):
+    settings = settings(max_examples=150, stateful_step_count=50)
