@@ -379,6 +379,20 @@ async def test_a_publisher_that_leaves_in_mid_stream_loses_and_cancels_nothing(
     assert (await client.hub.lane(stream_id)).state == "open"
 
 
+@pytest.mark.parametrize("subprotocols", [None, MSP], ids=["plain", "msp"])
+async def test_what_came_before_a_bad_message_is_published(
+    client: Client, subprotocols: Any
+) -> None:
+    stream_id = (await client.init())["stream_id"]
+    async with client.ws(stream_id, subprotocols=subprotocols) as socket:
+        for n in range(200):
+            await socket.send(json.dumps({"payload": {"data": n}}))
+        await socket.send("no JSON")
+        await received(socket)
+    assert socket.close_code == 4100
+    assert (await client.hub.lane(stream_id)).chunks == 200
+
+
 async def test_a_run_is_followed_in_its_order(client: Client) -> None:
     a = await client.init(pin_name="a")
     b = await client.init(pin_name="b", run_id=a["run_id"])

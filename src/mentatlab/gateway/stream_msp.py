@@ -105,15 +105,22 @@ class MspSocket:
         return Close(1000)
 
     async def _receive(self) -> None:
-        while (received := await self.wire.receive()) is not None:
-            message, size = received
-            kind = message.get("type", message.get("event_type"))
-            handle = self._handlers.get(kind) if isinstance(kind, str) else None
-            try:
-                await (self._publish(message, size) if handle is None else handle(message))
-            except MentatError as error:
-                await self._complain(_named(message), error)
+        """What was said before the client left, or erred, is published."""
+        try:
+            while (received := await self.wire.receive()) is not None:
+                await self._heard(*received)
+        except MentatError:
+            await self._inbox.flushed()
+            raise
         await self._inbox.flushed()
+
+    async def _heard(self, message: dict[str, Any], size: int) -> None:
+        kind = message.get("type", message.get("event_type"))
+        handle = self._handlers.get(kind) if isinstance(kind, str) else None
+        try:
+            await (self._publish(message, size) if handle is None else handle(message))
+        except MentatError as error:
+            await self._complain(_named(message), error)
 
     async def _publish(self, message: dict[str, Any], size: int) -> None:
         stream_id = _named(message) or self._id

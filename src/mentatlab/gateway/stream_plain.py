@@ -41,11 +41,15 @@ class PlainSocket:
         return DONE
 
     async def _receive(self) -> Close:
-        """What a client said before it left is published; leaving cancels nothing."""
-        while (message := await self.wire.receive()) is not None:
-            publication = parse_publication(message[0], stream_id=self._id, size=message[1])
-            await admit(self.hub, self.websocket, self._id, "pub")
-            await self._inbox.put(publication)
+        """What a client said before it left, or erred, is published; leaving cancels nothing."""
+        try:
+            while (message := await self.wire.receive()) is not None:
+                publication = parse_publication(message[0], stream_id=self._id, size=message[1])
+                await admit(self.hub, self.websocket, self._id, "pub")
+                await self._inbox.put(publication)
+        except MentatError:
+            await self._inbox.flushed()
+            raise
         await self._inbox.flushed()
         return Close(1000)
 
