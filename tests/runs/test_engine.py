@@ -23,6 +23,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "text": {"inputs": [{**TEXT, "required": False}], "outputs": [TEXT]},
     "lines": {"outputs": [LINES]},
     "read": {"inputs": [LINES], "outputs": [TEXT]},
+    "pass": {"inputs": [LINES], "outputs": [LINES]},
     "each": {"inputs": [TEXT], "outputs": [TEXT]},
 }
 Open = Callable[..., AbstractAsyncContextManager[House]]
@@ -314,6 +315,92 @@ async def test_a_consumer_that_read_what_is_void_begins_again(opened: Open) -> N
         run = await ended(house, PIPE)
         assert run.state == "succeeded", run.error
         assert run.outputs == {"read.text": "good best"}
+
+
+async def test_a_checkpoint_before_any_chunk_keeps_what_earlier_attempts_sent(
+    opened: Open,
+) -> None:
+    async def count(call: Call) -> dict[str, Any]:
+        if call.attempt == 1:
+            call.send("lines", "0", "1")
+        call.checkpoint(2)
+        if call.attempt < 3:
+            raise Failure("transient")
+        call.send("lines", "2")
+        return {}
+
+    async with opened({"lines": count}) as house:
+        run = await ended(house, flow([node("make", "lines")]))
+        assert run.state == "succeeded", run.error
+        assert [value for value, _ in await data_of(house, run, "make")] == ["0", "1", "2"]
+
+
+async def test_a_checkpoint_counts_for_one_start_only(opened: Open) -> None:
+    """`pass` goes on from its checkpoint in attempt 2, and from nothing in attempt 3, when its
+    source has begun again: then nothing that it had sent stands."""
+    again, resumed = asyncio.Event(), asyncio.Event()
+
+    async def make(call: Call) -> dict[str, Any]:
+        call.send("lines", "a")
+        await again.wait()
+        call.send("lines", "b")
+        if call.attempt == 1:
+            await resumed.wait()
+            raise Failure("transient")
+        return {}
+
+    async def pass_on(call: Call) -> dict[str, Any]:
+        if call.attempt == 2:
+            again.set()
+        async for element in call.elements("lines"):
+            call.send("lines", f"{call.attempt}{element}")
+            if call.attempt == 1:
+                call.checkpoint("a")
+                raise Failure("transient")
+            resumed.set()
+        return {}
+
+    agents = {"lines": make, "pass": pass_on}
+    document = flow([node("make", "lines"), node("pass", "pass")], ("make.lines", "pass.lines"))
+    async with opened(agents) as house:
+        run = await ended(house, document)
+        assert run.state == "succeeded", run.error
+        assert [value for value, _ in await data_of(house, run, "pass")] == ["3a", "3b"]
+
+
+async def test_a_checkpoint_of_what_is_void_does_not_outlive_its_source(opened: Open) -> None:
+    """The source begins again while `pass` waits for its retry."""
+
+    async def make(call: Call) -> dict[str, Any]:
+        call.send("lines", "a")
+        if call.attempt == 1:
+            await waits.wait()
+            raise Failure("transient")
+        return {}
+
+    async def pass_on(call: Call) -> dict[str, Any]:
+        async for element in call.elements("lines"):
+            call.send("lines", f"{call.attempt}{element}")
+            if call.attempt == 1:
+                call.checkpoint("a")
+                raise Failure("transient")
+        return {}
+
+    waits = asyncio.Event()
+    agents = {"lines": make, "pass": pass_on}
+    slow = node("pass", "pass", retry={"base_s": 1.0, "cap_s": 1.0})
+    quick = node("make", "lines", retry={"base_s": 0.001})
+    document = flow([quick, slow], ("make.lines", "pass.lines"))
+    async with opened(agents, chance=lambda: 0.9) as house:
+        made = await house.engine.submit(document, {})
+        async with house.hub.subscribe(made.id) as records:
+            async for record in records:
+                said = record.payload.get("data")
+                if isinstance(said, dict) and said.get("type") == "retry_scheduled":
+                    waits.set()
+        run = await house.engine.wait(made.id)
+        assert run.state == "succeeded", run.error
+        assert [value for value, _ in await data_of(house, run, "pass")] == ["2a"]
 
 
 async def test_a_results_list_becomes_the_streams_elements(opened: Open) -> None:

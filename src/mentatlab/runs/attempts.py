@@ -1,5 +1,5 @@
 """One attempt of one node or item: inputs gathered and checked, the conversation with the agent,
-outputs checked and stored. Ends with an `AttemptEnded`, whatever happens.
+outputs checked and stored. `run` gives an `AttemptEnded`, whatever happens.
 """
 
 import asyncio
@@ -118,7 +118,7 @@ class NodeAttempt:
         self._standing = standing
         self.consumed: dict[str, int] = dict(saved.offsets) if saved else {}
         self._sent: dict[str, int] = {}
-        self._heads: dict[str, int] = {}
+        self._heads: dict[str, int] = dict(saved.heads) if saved else {}
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         place = "-" if item is None else str(item)
         self._scratch = services.scratch / run.id / node.id / place / str(attempt)
@@ -127,7 +127,7 @@ class NodeAttempt:
         if not self._stop.done():
             self._stop.set_result(reason)
 
-    async def run(self) -> None:
+    async def run(self) -> AttemptEnded:
         try:
             ended = await self._attempt()
         except* MentatError as group:
@@ -135,7 +135,9 @@ class NodeAttempt:
         except* Exception as group:  # a bug here must not leave the run waiting
             logger.exception("attempt of %s in %s", self._node.id, self._run.id)
             ended = self._ended(error=internal_fault(first_of(group)))
-        self._tell(ended)
+        return ended
+
+    async def clear(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
     async def _attempt(self) -> AttemptEnded:

@@ -40,7 +40,7 @@ from mentatlab.runs.values import Values, run_lanes, stream_value
 logger = logging.getLogger(__name__)
 
 _UNIT = tuple[str, int | None]
-_ITEM_ENDS = ev.NodeSucceeded | ev.NodeFailed | ev.NodeCancelled
+_UNIT_ENDS = ev.NodeSucceeded | ev.NodeFailed | ev.NodeCancelled
 
 
 class Conductor:
@@ -186,8 +186,9 @@ class Conductor:
         """What consumers were given, as it is when the producer's restart is decided."""
         if not isinstance(signal, d.RetryDue):
             return signal
-        consumed = {n: a.consumed for (n, item, _), a in self._attempts.items() if item is None}
-        return replace(signal, consumed=consumed)
+        consumed = {n: s.offsets for (n, item), s in self._saved.items() if item is None}
+        live = {n: a.consumed for (n, item, _), a in self._attempts.items() if item is None}
+        return replace(signal, consumed={**consumed, **live})
 
     def _cut(self, commands: Sequence[d.Command]) -> None:
         for command in commands:
@@ -210,12 +211,10 @@ class Conductor:
         self.values.add(events)
         self._journal.add(first, events)
         for event in events:
-            if (
-                event.item is not None
-                and isinstance(event, _ITEM_ENDS)
-                and event.node in self._maps
-            ):
-                await self._maps[event.node].ended(event)
+            if isinstance(event, _UNIT_ENDS):
+                self._saved.pop((event.node, event.item), None)
+                if event.item is not None and event.node in self._maps:
+                    await self._maps[event.node].ended(event)
         if any(isinstance(event, ev.RunStarted) for event in events):
             self._watch_clock()
 
@@ -289,10 +288,13 @@ class Conductor:
         self._tasks.create_task(self._run_attempt(attempt, command))
 
     async def _run_attempt(self, attempt: NodeAttempt, command: d.StartNode) -> None:
-        await attempt.run()
+        ended = await attempt.run()
         del self._attempts[command.node, command.item, command.attempt]
-        if attempt.saved is not None:
-            self._saved[command.node, command.item] = attempt.saved
+        unit = self.state.unit(command.node, command.item)
+        if attempt.saved is not None and unit is not None and unit.attempt == command.attempt:
+            self._saved[command.node, command.item] = attempt.saved  # before the retry is decided
+        self.tell(ended)
+        await attempt.clear()
 
     async def _note(self, node_id: str, drafts: list[Draft]) -> None:
         for draft in drafts:

@@ -90,7 +90,8 @@ class MapFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryDue:
-    """`consumed`: for every live consumer the highest sequence it was given, by its input pin."""
+    """`consumed`: for every live consumer the highest sequence it was given, and for one that waits
+    for a retry the highest that its checkpoint covers, by its input pin."""
 
     at: float
     node: str
@@ -419,13 +420,16 @@ class _Turn:
             if edge.source_pin not in heads or not reads_lane(edge):
                 continue
             target, head = self.state.nodes[edge.target], heads[edge.source_pin]
+            void = consumed.get(edge.target, {}).get(edge.target_pin, 0) > head
+            if target.phase is NodePhase.RETRY_WAIT and void:  # its checkpoint is of no use
+                self.note(edge.target, replace(target, next_resume={}))
             if target.phase is not NodePhase.RUNNING:
                 continue
             if self.plan.node(edge.target).for_each is not None:
                 # of another stream that its items read too, any of them may have had anything
                 kept = head if edge.kind == "items" else 0
                 self._void_items(edge.target, target, kept, consumed)
-            elif consumed.get(edge.target, {}).get(edge.target_pin, 0) > head:
+            elif void:
                 cancel = CancelNode(edge.target, None, target.attempt, "upstream_restarted")
                 self.commands.append(cancel)
                 self._start(edge.target, None, consumed)

@@ -198,6 +198,8 @@ def _apply_node(node: NodeState, event: ev.RunFact) -> NodeState:
     unit = _apply_unit(node, event)
     assert isinstance(unit, NodeState)
     match event:
+        case ev.NodeStarted():
+            return replace(unit, next_resume={})
         case ev.RetryScheduled():
             return replace(unit, next_resume=event.resume_from)
         case ev.NodeUpstreamFailed():
