@@ -391,6 +391,11 @@ async def test_metrics_are_prometheus_text(http: httpx2.AsyncClient):
         assert line.startswith("# ") or float(line.rsplit(" ", 1)[1]) >= 0
 
 
+async def test_the_address_that_up_prints_leads_to_the_docs_page(http: httpx2.AsyncClient):
+    front = await http.get("/", follow_redirects=False)
+    assert (front.status_code, front.headers["Location"]) == (307, "/docs")
+
+
 async def test_the_docs_page_loads_nothing_from_elsewhere(http: httpx2.AsyncClient):
     page = await http.get("/docs")
     assert page.status_code == 200

@@ -38,8 +38,8 @@ class Endpoint:
             raise AgentError(
                 Code.ENDPOINT_NOT_CONFIGURED,
                 "the describer has no endpoint",
-                hint="set OPENAI_BASE_URL (e.g. http://127.0.0.1:8000/v1), MODEL and, when the"
-                " endpoint asks for one, OPENAI_API_KEY",
+                hint="start the server with OPENAI_BASE_URL (e.g. http://127.0.0.1:8000/v1), MODEL"
+                " and, when the endpoint asks for one, OPENAI_API_KEY in its environment",
             )
         url = base.rstrip("/") + "/chat/completions"
         return cls(url=url, key=environment.get("OPENAI_API_KEY", ""), model=model)

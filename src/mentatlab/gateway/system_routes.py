@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
-from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 
 import mentatlab
 from mentatlab.gateway.identity import Caller, requires
@@ -54,6 +54,10 @@ def system_router(agents: AgentRegistry, hub: StreamingConnectionManager) -> API
             ]
         )
         return PlainTextResponse(lines, media_type="text/plain; version=0.0.4")
+
+    @router.get("/", include_in_schema=False)
+    async def front() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
