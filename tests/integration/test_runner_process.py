@@ -172,7 +172,7 @@ async def test_silence_is_not_a_heartbeat(bench: Bench, runner: LocalRunner) -> 
             print('{"type": "heartbeat"}'); time.sleep(0.25)
         time.sleep(600)
     """
-    outcome, told = await perform(runner, bench.invocation(source, heartbeat_timeout_s=1.0))
+    outcome, told = await perform(runner, bench.invocation(source, heartbeat_timeout_s=2.0))
     assert outcome.code == Code.AGENT_TIMEOUT
     assert "sign of life" in outcome.message
     assert len(told) == 4
@@ -272,7 +272,13 @@ async def test_inputs_that_are_too_large_for_a_line(bench: Bench, runner: LocalR
 async def test_memory_limit(bench: Bench) -> None:
     limited = RunnerSettings(limits=Limits(address_space=1 << 30), grace_s=0.3)
     runner = LocalRunner(limited)
-    source = 'import time; time.sleep(0.3); x = bytearray(4 << 30); print(\'{"text": ""}\')'
+    source = """
+        import resource, time
+        while resource.getrlimit(resource.RLIMIT_AS)[0] < 0:  # it is set right after the start
+            time.sleep(0.01)
+        x = bytearray(4 << 30)
+        print('{"text": ""}')
+    """
     outcome, _ = await perform(runner, bench.invocation(source))
     await runner.aclose()
     assert outcome.status == "failed"
@@ -326,11 +332,14 @@ async def test_no_agent_survives_its_host(tmp_path: Path, number: int) -> None:
     await eventually(lambda: not any(alive(p) for p in pids))
 
 
-async def test_limits_are_set(bench: Bench, runner: LocalRunner) -> None:
+async def test_limits_are_set(bench: Bench) -> None:
+    runner = LocalRunner(RunnerSettings(limits=Limits(open_files=77)))
     source = """
         import json, resource, time
-        time.sleep(0.2)  # they are set right after the start
-        print(json.dumps({"text": str(resource.getrlimit(resource.RLIMIT_CORE)[0])}))
+        while resource.getrlimit(resource.RLIMIT_NOFILE) != (77, 77):
+            time.sleep(0.01)  # they are set right after the start
+        print(json.dumps({"text": str(resource.getrlimit(resource.RLIMIT_CORE))}))
     """
     outcome, _ = await perform(runner, bench.invocation(source))
-    assert outcome.outputs == {"text": "0"}
+    await runner.aclose()
+    assert outcome.outputs == {"text": "(0, 0)"}
