@@ -162,6 +162,10 @@ def test_agents(mentatlab: Command, home: Path, tmp_path: Path):
 
     folder = mentatlab("agent", "new", "shout", "--dir", tmp_path).stdout.strip()
     assert mentatlab("agent", "run", folder, "-i", "text=a").stdout == "agent.loud: A\n"
+    main = Path(folder) / "src" / "main.py"
+    main.write_text(main.read_text().replace('"loud"', '"lout"'))
+    misspelt = mentatlab("agent", "run", folder, "-i", "text=a", code=1)
+    assert "OUTPUT_MISSING" in misspelt.stderr
     assert mentatlab("agents", "add", folder).stdout == "my.shout:0.1.0\n"
     assert "CONFLICT" in mentatlab("agent", "new", "shout", "--dir", tmp_path, code=1).stderr
     assert "INVALID_REQUEST" in mentatlab("agent", "new", "9", "--dir", tmp_path, code=1).stderr

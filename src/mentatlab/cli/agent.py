@@ -22,6 +22,7 @@ MANIFEST = """\
 id: {id}
 version: 0.1.0
 runtime: python3.11
+command: [python, src/main.py]
 description: Says what it was told, louder.
 inputs:
   - {{name: text, type: string}}
