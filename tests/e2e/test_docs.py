@@ -1,4 +1,5 @@
-"""The `sh` blocks of the README and the guides do what they say: in order, in one folder."""
+"""The `sh` blocks of the README and the guides do what they say: in order, in one folder, beside
+the files that a document shows (blocks with `file=PATH`)."""
 
 import os
 import re
@@ -11,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "guides"
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+FILE = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks_of(document: Path) -> list[str]:
@@ -35,6 +38,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands(place: Path, document: Path):
+    for path, content in FILE.findall(document.read_text()):
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_text(content)
     script = "set -euo pipefail\n" + "\n".join(blocks_of(document))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MENTATLAB_", "ENABLE_"))}
     tools = str(Path(sys.executable).parent)

@@ -1,6 +1,7 @@
 """The code of docs/guides/write-an-agent.md, run as it stands."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mentatlab.runners import LocalRunner
 from support.agent_processes import Bench, perform
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "write-an-agent.md"
+LENGTHS = re.search(r"```js file=lengths.js\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 CODE = dict(re.findall(r"```python file=(\S+)\n(.*?)```", GUIDE.read_text(), re.DOTALL))
 
 
@@ -90,6 +92,24 @@ async def test_warm(tmp_path: Path) -> None:
         warm=Warm(concurrency=4),
     )
     assert outcome.outputs == {"score": 2}
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+async def test_javascript(tmp_path: Path) -> None:
+    assert LENGTHS
+    (tmp_path / "main.js").write_text(LENGTHS[1])
+    runner = LocalRunner()
+    invocation = Bench(tmp_path).invocation(
+        ("node", "main.js"),
+        stream_inputs=("words",),
+        outputs=pins(lengths="stream", count="number"),
+    )
+    try:
+        outcome, told = await perform(runner, invocation, [("words", w) for w in ("abc", "d")])
+    finally:
+        await runner.aclose()
+    assert outcome.outputs == {"count": 2}
+    assert [e.data for e in told if isinstance(e, events.Chunk)] == [3, 1]
 
 
 def test_every_example_is_run() -> None:
