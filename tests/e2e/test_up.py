@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,26 @@ def test_a_stop_leaves_no_agent_and_no_run_is_lost(agents: Path, home: Path, num
         wait_for_log(server.url, run_id, "echo")
         httpx2.post(f"{server.url}/api/v1/runs/{run_id}/cancel")
         assert '"state":"cancelled"' in httpx2.get(f"{server.url}/api/v1/runs/{run_id}/events").text
+
+
+def test_ctrl_c_leaves_the_run_to_the_server(agents: Path, home: Path, tmp_path: Path):
+    (tmp_path / "wait.mlab").write_text(WAIT_FLOW)
+    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    with up(home, "--agents", agents) as server:
+        command = [sys.executable, "-c", f"{interruptible}; {COMMAND[-1]}"]
+        with subprocess.Popen(
+            [*command, "run", str(tmp_path / "wait.mlab"), "-i", "words=x"],
+            env=environment(home),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr
+            run_id = process.stderr.readline().removeprefix("run ").strip()
+            wait_for_log(server.url, run_id, "echo")
+            process.send_signal(signal.SIGINT)
+            assert f"`mentatlab runs cancel {run_id}` does that" in process.stderr.read()
+            assert process.wait(20) == 1
+        assert httpx2.get(f"{server.url}/api/v1/runs/{run_id}").json()["state"] == "running"
 
 
 def test_a_killed_server_starts_again_and_goes_on(agents: Path, home: Path):

@@ -122,7 +122,7 @@ async def run_alone(*, directory: Path, inputs: tuple[str, ...], out: Path | Non
             flow = _flow_of(added, await resolve_inputs(client, params, types))
             await feed(client, flow, streams, given)
             pairs = [f"agent.{k}={v}" for k, v in given.items() if k in runs]
-            await execute(client, flow, pairs, out=out, every_log=True)
+            await execute(client, flow, pairs, out=out, alone=True)
 
 
 def _check_given(agent_id: str, pins: list[Pin], given: Mapping[str, str]) -> None:

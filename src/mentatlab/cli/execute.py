@@ -31,19 +31,26 @@ async def execute(
     pairs: Sequence[str],
     *,
     out: Path | None,
-    every_log: bool = False,
+    alone: bool = False,
 ) -> None:
     """Upload, submit, follow, print or write what came out; exit code 1 when the run failed.
 
-    The log of a node that failed is shown; with `every_log` that of all.
+    The log of a node that failed is shown. `alone`: of every node, and the run ends with the
+    command.
     """
     plan = await client.plan(flow)
     inputs = await resolve_inputs(client, pairs, pins_of(plan))
     submitted = await client.submit(flow, inputs)
-    note(f"run {submitted['run_id']}")
-    await follow(client, submitted["run_id"])
-    await _show_logs(client, submitted["run_id"], every=every_log)
-    await report(client, submitted["run_id"], out)
+    run_id = submitted["run_id"]
+    note(f"run {run_id}")
+    try:
+        await follow(client, run_id)
+    except asyncio.CancelledError:
+        if not alone:
+            note(f"\nthe run is not cancelled: `mentatlab runs cancel {run_id}` does that")
+        raise
+    await _show_logs(client, run_id, every=alone)
+    await report(client, run_id, out)
 
 
 async def _show_logs(client: AsyncClient, run_id: str, *, every: bool) -> None:
