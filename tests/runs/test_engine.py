@@ -3,7 +3,8 @@ can be made. Real processes: `tests/integration/test_engine_*.py`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from tests.support.coroutine_runner import Agent, Call, CoroutineRunner, Failure
 from mentatlab.protocol.errors import Conflict, NotFound, Unavailable
 from mentatlab.protocol.events import Log, Metric, Progress
 from mentatlab.protocol.records import RecordType
+from mentatlab.protocol.values import is_object
+from mentatlab.runs.events import RunFact
+from mentatlab.runs.store import RunRow
 from mentatlab.runs.views import RunView
 from mentatlab.testing.house import House, open_house, write_agent
 
@@ -396,7 +400,7 @@ async def test_a_checkpoint_of_what_is_void_does_not_outlive_its_source(opened: 
         async with house.hub.subscribe(made.id) as records:
             async for record in records:
                 said = record.payload.get("data")
-                if isinstance(said, dict) and said.get("type") == "retry_scheduled":
+                if is_object(said) and said.get("type") == "retry_scheduled":
                     waits.set()
         run = await house.engine.wait(made.id)
         assert run.state == "succeeded", run.error
@@ -582,3 +586,67 @@ async def test_a_queued_run_starts_after_a_stop(opened: Open) -> None:
         assert queued.state in ("created", "queued")
     async with opened({"text": fine}) as house:
         assert (await house.engine.wait(queued.id)).state == "succeeded"
+
+
+# -- many, and what goes wrong around a run
+
+
+async def test_no_more_runs_than_slots_are_conducted_however_many_come_at_once(
+    opened: Open,
+) -> None:
+    async with opened({"text": forever}, max_runs=2) as house:
+        await asyncio.gather(*(house.engine.submit(ONE, {}) for _ in range(8)))
+        states = Counter(run.state for run in await house.engine.list("default"))
+        assert states == {"running": 2, "queued": 6}
+
+
+async def test_a_run_ends_though_the_answer_to_a_commit_was_lost(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events are in the log, and the engine does not know."""
+
+    async def fine(call: Call) -> dict[str, Any]:
+        return {"text": ""}
+
+    async with opened({"text": fine}) as house:
+        append = house.store.append
+
+        async def cut_off(row: RunRow, events: Sequence[RunFact]) -> None:
+            await append(row, events)
+            monkeypatch.undo()
+            raise RuntimeError("cut off")
+
+        monkeypatch.setattr(house.store, "append", cut_off)
+        run = await ended(house, ONE)
+        assert run.state == "succeeded"  # as the log says
+
+
+async def test_a_fault_told_in_too_many_words_fails_the_node_only(opened: Open) -> None:
+    async def talks(call: Call) -> dict[str, Any]:
+        raise Failure("permanent", "WORDY" * 50_000)
+
+    document = flow([node("one", "text"), node("two", "each")], ("one.text", "two.text"))
+    async with opened({"text": talks}) as house:
+        run = await ended(house, document)
+        assert [n.state for n in run.nodes] == ["failed", "upstream_failed"]
+        assert run.nodes[0].error is not None
+        assert run.nodes[0].error.code.startswith("WORDY")
+        assert len(run.nodes[0].error.message) < 5000
+
+
+async def test_a_run_whose_log_cannot_be_read_does_not_keep_the_others_from_starting(
+    opened: Open,
+) -> None:
+    async def fine(call: Call) -> dict[str, Any]:
+        return {"text": "x"}
+
+    async with opened({"text": forever}) as house:
+        broken = await house.engine.submit(ONE, {})
+        other = await house.engine.submit(ONE, {})
+        sql = "UPDATE run_events SET payload = 'no JSON' WHERE run_id = ? AND seq = 2"
+        await house.database.write(lambda db: db.execute(sql, (broken.id,)).rowcount)
+    async with opened({"text": fine}) as house:
+        assert (await house.engine.wait(other.id)).state == "succeeded"
+        row = await house.store.get(broken.id)
+        assert (row.state, row.reason, row.closed) == ("failed", "engine_lost", True)
+        assert {lane.state for lane in await house.hub.lanes(broken.id)} == {"errored"}

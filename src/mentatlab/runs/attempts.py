@@ -18,7 +18,7 @@ from mentatlab.flows.plan import Plan, PlanEdge, PlanNode
 from mentatlab.protocol import events as agent
 from mentatlab.protocol import tokens
 from mentatlab.protocol.agent import AgentProgram
-from mentatlab.protocol.errors import Code, Invalid, MentatError
+from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
 from mentatlab.protocol.media import is_reference
 from mentatlab.protocol.pins import BY_REFERENCE, Pin, PinType
 from mentatlab.protocol.records import Draft, Producer, RecordType, StreamChunk
@@ -38,7 +38,8 @@ MAX_CHUNK_BYTES = 256 * 1024
 """A chunk over this is stored, and its record refers to it."""
 _EVENTS_AHEAD = 32
 """Of an agent's events, each up to 1 MiB, that are taken before the last ones are committed."""
-_MAX_OUTPUTS = MAX_PAYLOAD_BYTES - 8 * 1024  # room for the event's other fields
+_MAX_METRICS = 4 * 1024
+_MAX_OUTPUTS = MAX_PAYLOAD_BYTES - 2 * _MAX_METRICS  # room for the event's other fields
 _TOKEN_CAPABILITIES: tuple[tokens.Capability, ...] = ("sub", "pub", "put")
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class NodeAttempt:
         if outcome.status != "succeeded":
             return self._ended(error=_fault(outcome), metrics=outcome.metrics)
         outputs = await self._outputs(outcome.outputs, program, out_dir)
-        return self._ended(outputs=outputs, metrics=outcome.metrics)
+        return self._ended(outputs=outputs, metrics=self._metrics(outcome))
 
     def _ended(
         self,
@@ -484,6 +485,12 @@ class NodeAttempt:
         lane = await self._services.hub.lane(stream_id(self._run.id, self._node.id, pin.name))
         return stream_value(self._run.id, self._node, pin.name, chunks=lane.chunks, state="ended")
 
+    def _metrics(self, outcome: Outcome) -> Mapping[str, Any]:
+        if len(msgspec.json.encode(outcome.metrics)) <= _MAX_METRICS:
+            return outcome.metrics
+        logger.warning("metrics of %s in %s are too large to keep", self._node.id, self._run.id)
+        return {}
+
     async def _shrunk(self, outputs: dict[str, Any]) -> dict[str, Any]:
         """One event holds them all: the largest go by reference until it does."""
         sizes = {name: len(msgspec.json.encode(value)) for name, value in outputs.items()}
@@ -496,6 +503,12 @@ class NodeAttempt:
                     edge, outputs[pin.name]
                 )
                 sizes[pin.name] = len(msgspec.json.encode(outputs[pin.name]))
+        if (total := sum(sizes.values())) > _MAX_OUTPUTS:
+            raise TooLarge(
+                Code.VALUE_TOO_LARGE,
+                f"the outputs of {self._node.id} take {total} bytes, over {_MAX_OUTPUTS}",
+                hint="describe media in fewer words: their metadata are what takes the room",
+            )
         return outputs
 
 
@@ -599,14 +612,15 @@ def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
 def fault_of(error: BaseException) -> Fault:
     assert isinstance(error, MentatError)
     kind: Literal["infra", "permanent"] = "infra" if error.retryable else "permanent"
-    return Fault(str(error.code), error.message, error.hint, kind)
+    return Fault.told(str(error.code), error.message, error.hint, kind)
 
 
 def internal_fault(error: BaseException) -> Fault:
-    return Fault(
+    return Fault.told(
         Code.INTERNAL,
         f"internal error: {type(error).__name__}: {error}",
         "this is a bug of MentatLab; the server's log has the details",
+        "permanent",
     )
 
 
@@ -618,4 +632,4 @@ def _fault(outcome: Outcome) -> Fault:
     """How an attempt that was not asked to stop came to be cancelled is the platform's matter."""
     kind = outcome.error_class or ("infra" if outcome.status == "cancelled" else "permanent")
     code = outcome.code or Code.AGENT_ERROR
-    return Fault(str(code), outcome.message or "the agent failed", outcome.hint, kind)
+    return Fault.told(str(code), outcome.message or "the agent failed", outcome.hint, kind)

@@ -145,6 +145,19 @@ class Conductor:
             self.state = decision.state
         await self.finish_recovered()
 
+    async def reread(self) -> bool:
+        """What the log has further: a commit may have been cut off before its answer came. False
+        when the run has another owner."""
+        row = await self._services.store.get(self._info.id)
+        if row.epoch != self.row.epoch:
+            return False
+        found = await self._services.store.events(self._info.id, after=self.row.last_seq)
+        facts = [fact for _, fact in found]
+        self.state = functools.reduce(apply, facts, self.state)
+        self.row = row
+        self.values.add(facts)
+        return True
+
     async def _close(self) -> None:
         closed = await self._journal.close()
         self.ended.set()

@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import reduce
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +76,7 @@ class Engine:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.edges = MultimodalEdgeProcessor(storage)
+        self._storage = storage
         self._services = Services(
             store=store,
             hub=hub,
@@ -115,9 +117,10 @@ class Engine:
         for row in await self._services.store.claim(self._owner):
             try:
                 await self._take_over(row)
-            except MentatError as error:
+            except Exception as error:  # one run must not keep the server from starting
                 logger.exception("run %s cannot be taken over", row.id)
-                await self._close_lost(row, fault_of(error))
+                known = isinstance(error, MentatError)
+                await self._close_lost(row, fault_of(error) if known else internal_fault(error))
 
     async def aclose(self) -> None:
         self._closing = True
@@ -128,7 +131,6 @@ class Engine:
 
     async def _take_over(self, row: RunRow) -> None:
         conductor = await self._restore(row)
-        self._live[row.id] = conductor
         await conductor.open_lanes()
         if row.state in RUN_TERMINAL:
             self._spawn(conductor, conductor.finish_recovered)
@@ -149,6 +151,8 @@ class Engine:
                 last_seq=row.last_seq + 1,
             )
             await self._services.store.append(row, [end])
+        for lane in await self._services.hub.lanes(row.id):
+            await self._services.hub.end_stream(lane.stream_id, error=("internal", fault.message))
         await self._services.store.close(row.id, row.epoch)
 
     async def _restore(self, row: RunRow) -> Conductor:
@@ -173,6 +177,8 @@ class Engine:
         self._plans[plan.digest] = plan
 
     def _spawn(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
+        if self._closing:
+            return  # the next start goes on with it
         run_id = conductor.row.id
         self._live[run_id] = conductor
         task = asyncio.create_task(self._conduct(conductor, work), name=f"run {run_id}")
@@ -191,6 +197,17 @@ class Engine:
                 gate = group.create_task(self._hold_slot(conductor))
                 await conductor.run()
                 gate.cancel()
+
+        return run
+
+    def _in_slot(
+        self, conductor: Conductor, slot: AbstractAsyncContextManager[object]
+    ) -> Callable[[], Awaitable[None]]:
+        """The run has its slot already."""
+
+        async def run() -> None:
+            async with slot:
+                await conductor.run()
 
         return run
 
@@ -222,7 +239,8 @@ class Engine:
                 await conductor.fail(fault)
                 return
             except Fenced:
-                return  # it has another owner
+                if not await conductor.reread():
+                    return  # it has another owner
             except MentatError:
                 await asyncio.sleep(delay)
 
@@ -320,8 +338,10 @@ class Engine:
         if workspace not in (None, conductor.row.workspace):
             raise unknown_run(run_id)
         ended = asyncio.create_task(conductor.ended.wait())
-        await asyncio.wait([ended, task], return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
+        try:
+            await asyncio.wait([ended, task], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
         return await self._view(conductor)
 
     async def outputs(self, run_id: str, *, workspace: str) -> dict[str, Any]:
@@ -422,16 +442,20 @@ class Engine:
             last_seq=len(facts),
         )
         conductor = Conductor(self._services, row, plan, _initial(plan), Values(plan, row.inputs))
-        await conductor.open_lanes()
-        made = await self._services.store.create(row, snapshot, facts, idempotency)
-        if made != row.id:
-            await self._services.hub.delete_run(row.id)
-            return made
-        if room:
-            conductor.begun(now, [created])
-        else:
-            conductor.created([created])
-        self._spawn(conductor, self._in_turn(conductor))
+        async with AsyncExitStack() as slot:
+            if room:
+                await slot.enter_async_context(self._slots)  # at once: no other run sees it free
+            await conductor.open_lanes()
+            made = await self._services.store.create(row, snapshot, facts, idempotency)
+            if made != row.id:
+                await self._services.hub.delete_run(row.id)
+                await self._storage.release(f"run:{row.id}")
+            elif room:
+                conductor.begun(now, [created])
+                self._spawn(conductor, self._in_slot(conductor, slot.pop_all()))
+            else:
+                conductor.created([created])
+                self._spawn(conductor, self._in_turn(conductor))
         return made
 
     async def _row(self, run_id: str, workspace: str) -> RunRow:

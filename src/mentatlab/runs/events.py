@@ -18,6 +18,11 @@ RunEnd = Literal["succeeded", "partial", "failed", "cancelled"]
 EndingReason = Literal["user_cancel", "timeout"]
 
 
+MAX_TEXT = 4096
+"""Characters of a fault's message or hint: agents may say anything, and events have a limit."""
+MAX_CODE = 100
+
+
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why an attempt, a node or a run ended badly."""
 
@@ -25,6 +30,15 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str
     hint: str = ""
     kind: ErrorClass = "permanent"
+
+    @classmethod
+    def told(cls, code: str, message: str, hint: str, kind: ErrorClass) -> "Fault":
+        """Of words that are not ours, cut where they are too long."""
+        return cls(code[:MAX_CODE], _cut(message), _cut(hint), kind)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
