@@ -158,6 +158,21 @@ async def test_timeout_ends_the_invocation_only(bench: Bench, runner: LocalRunne
     assert again.outputs == first.outputs
 
 
+async def test_one_that_does_not_read_its_invocation_is_ended_in_time(
+    bench: Bench, runner: LocalRunner
+) -> None:
+    source = """
+        import time
+        print('{"type": "ready", "protocol": 1, "concurrency": 1}', flush=True)
+        time.sleep(600)
+    """
+    large = {f"pin{n}": "x" * 100_000 for n in range(5)}
+    invocation = bench.invocation(source, warm=Warm(), inputs=large, attempt_timeout_s=0.3)
+    async with asyncio.timeout(30):
+        outcome, _ = await perform(runner, invocation)
+    assert (outcome.status, outcome.code) == ("failed", Code.AGENT_TIMEOUT)
+
+
 async def test_a_crash_is_infra_for_all_and_poison_the_third_time(
     bench: Bench, runner: LocalRunner
 ) -> None:

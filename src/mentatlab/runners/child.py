@@ -219,8 +219,8 @@ async def _leader_gone(pid: int) -> None:
     """Returns when the process has ended, and leaves it to be reaped."""
     loop = asyncio.get_running_loop()
     gone = loop.create_future()
-    if sys.platform == "linux":
-        fd = os.pidfd_open(pid)
+    fd = _pidfd(pid)
+    if fd is not None:
         loop.add_reader(fd, gone.set_result, None)
         try:
             await gone
@@ -230,6 +230,16 @@ async def _leader_gone(pid: int) -> None:
         return
     threading.Thread(target=_wait_in_thread, args=(pid, loop, gone), daemon=True).start()
     await gone
+
+
+def _pidfd(pid: int) -> int | None:
+    """None where there is none, or no file number is left."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
 
 
 def _wait_in_thread(

@@ -477,12 +477,18 @@ class WarmAttempt:
                 "permanent", Code.VALUE_TOO_LARGE, "the inputs do not fit", hint=error.hint
             )
         self._worker.add(self)
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(self._invoke(line))
+            await watch_deadlines(self._invocation, self._stopping, self._stop, self._silent_since)
+            if not self._answered.is_set():
+                await self._await_answer()
+            telling.cancel()
+        return self._conclude()
+
+    async def _invoke(self, line: bytes) -> None:
+        """Beside the clocks: an agent that does not read holds this up."""
         await self._worker.send(line)
         self._invoked.set()
-        await watch_deadlines(self._invocation, self._stopping, self._stop, self._silent_since)
-        if not self._answered.is_set():
-            await self._await_answer()
-        return self._conclude()
 
     def _stop(self, cause: Cause) -> None:
         self.stop(cause)
