@@ -650,3 +650,16 @@ async def test_a_run_whose_log_cannot_be_read_does_not_keep_the_others_from_star
         row = await house.store.get(broken.id)
         assert (row.state, row.reason, row.closed) == ("failed", "engine_lost", True)
         assert {lane.state for lane in await house.hub.lanes(broken.id)} == {"errored"}
+
+
+async def test_a_flow_is_planned_again_when_its_agent_has_changed(
+    opened: Open, tmp_path: Path
+) -> None:
+    async def tell(call: Call) -> dict[str, Any]:
+        return {"text": call.invocation.program.version}
+
+    async with opened({"text": tell}) as house:
+        assert (await ended(house, ONE)).outputs == {"one.text": "1.0.0"}
+        newer = write_agent(tmp_path / "newer", "text", "", version="2.0.0", **AGENTS["text"])
+        await house.registry.add(newer)
+        assert (await ended(house, ONE)).outputs == {"one.text": "2.0.0"}

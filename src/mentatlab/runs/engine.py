@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import reduce
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -47,11 +47,20 @@ Views = list[RunView]
 Events = list[ev.RunEvent]
 LogLines = list[dict[str, Any]]
 
+T = TypeVar("T")
 _MAX_PLANS = 256
 _GIVE_UP_DELAYS_S = (0.1, 0.5, 2.0, 10.0)
 
 MAX_RUNS = 64
 """Runs conducted at a time; others wait as `queued`."""
+
+
+class _Compiled(NamedTuple):
+    """A flow document's plan, as long as the agents that it names are these."""
+
+    plan: Plan
+    snapshot: Snapshot
+    used: Mapping[str, Manifest]
 
 
 class Engine:
@@ -95,6 +104,7 @@ class Engine:
         self._live: dict[str, Conductor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._plans: dict[str, Plan] = {}
+        self._compiled: dict[str, _Compiled] = {}
         self._closing = False
 
     async def __aenter__(self) -> "Engine":
@@ -172,9 +182,7 @@ class Engine:
         return plan
 
     def _remember(self, plan: Plan) -> None:
-        while len(self._plans) >= _MAX_PLANS:
-            del self._plans[next(iter(self._plans))]
-        self._plans[plan.digest] = plan
+        _put(self._plans, plan.digest, plan)
 
     def _spawn(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
         if self._closing:
@@ -270,7 +278,7 @@ class Engine:
             made = await self._services.store.find(workspace, idempotency)
             if made is not None:
                 return await self.get(made, workspace=workspace)
-        plan, snapshot = self._compile(document)
+        plan, snapshot, _ = self._compile(document)
         check_inputs(plan, inputs)
         run_id = new_id("rn")
         stored = await self._stored_inputs(plan, inputs, run_id, workspace)
@@ -391,11 +399,15 @@ class Engine:
 
     # -- parts of these
 
-    def _compile(self, document: Mapping[str, Any]) -> tuple[Plan, Snapshot]:
+    def _compile(self, document: Mapping[str, Any]) -> _Compiled:
+        digest, registry = digest_of(document), self._services.registry
+        known = self._compiled.get(digest)
+        if known and all(registry.manifest(name) is used for name, used in known.used.items()):
+            return known
         used: dict[str, Manifest] = {}
 
         def look_up(name: str) -> Manifest | None:
-            manifest = self._services.registry.manifest(name)
+            manifest = registry.manifest(name)
             if manifest is not None:
                 used[name] = manifest
             return manifest
@@ -403,7 +415,9 @@ class Engine:
         plan = compile_plan(load_flow(document), look_up)
         manifests = {name: manifest.document() for name, manifest in used.items()}
         self._remember(plan)
-        return plan, Snapshot(plan.digest, dict(document), manifests)
+        compiled = _Compiled(plan, Snapshot(plan.digest, dict(document), manifests), used)
+        _put(self._compiled, digest, compiled)
+        return compiled
 
     async def _stored_inputs(
         self, plan: Plan, inputs: Mapping[str, Any], run_id: str, workspace: str
@@ -474,6 +488,12 @@ def plan_of(snapshot: Snapshot) -> Plan:
     """A run's plan from what was stored with it, whatever agents are registered now."""
     manifests = {name: load_manifest(found) for name, found in snapshot.manifests.items()}
     return compile_plan(load_flow(snapshot.document), manifests.get)
+
+
+def _put(cache: dict[str, T], key: str, value: T) -> None:
+    while len(cache) >= _MAX_PLANS:
+        del cache[next(iter(cache))]
+    cache[key] = value
 
 
 def _initial(plan: Plan) -> RunState:

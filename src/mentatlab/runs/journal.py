@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mentatlab.flows.plan import PlanNode
 from mentatlab.protocol.errors import MentatError
-from mentatlab.protocol.records import Draft, Producer
+from mentatlab.protocol.records import Draft, Producer, end_draft
 from mentatlab.runs import events as ev
 from mentatlab.runs.attempts import RunInfo, Services
 from mentatlab.runs.lanes import LOG_PIN, RUN_NODE, RUN_PIN, stream_id
@@ -70,10 +70,12 @@ class Journal:
         if self._task is not None:
             self._task.cancel()
 
-    async def _flush(self) -> None:
+    async def _flush(self, *last: Draft) -> None:
+        """Publish what waits, and `last` together with the last event."""
         while self._events:
             batch = self._events[:_BATCH]
             drafts = [Draft(payload=_payload(event)) for event in batch]
+            drafts += last if len(batch) == len(self._events) else ()
             producer = Producer(id=f"run:{self._run.id}", epoch=0, seq=batch[0].seq)
             await self._services.hub.publish(self._lane, drafts, producer=producer)
             del self._events[: len(batch)]
@@ -96,8 +98,11 @@ class Journal:
     async def close(self) -> bool:
         """Publish the rest and end the lanes. False when that must be done again."""
         try:
-            await self._flush()
-            for name in (*self._logs.values(), self._lane):
+            if self._events:
+                await self._flush(end_draft("complete", chunks=0))
+            else:
+                await self._services.hub.end_stream(self._lane)
+            for name in self._logs.values():
                 await self._services.hub.end_stream(name)
         except MentatError:
             logger.exception("run %s could not be closed; the next start will", self._run.id)

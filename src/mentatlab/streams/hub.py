@@ -6,12 +6,12 @@ them. Readers pull at their own pace (`Subscription`), so a publisher never wait
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from mentatlab.protocol.errors import Code, Conflict, Forbidden, NotFound
+from mentatlab.protocol.errors import Code, Conflict, NotFound
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import (
     Draft,
@@ -39,6 +39,8 @@ from mentatlab.streams.subscription import (
     Subscription,
     start_at,
 )
+
+T = TypeVar("T")
 
 
 class StreamSession:
@@ -98,8 +100,7 @@ class StreamingConnectionManager:
         self._registry = StreamRegistry()
         self._buffers = BufferManager()
         self._subscriptions: set[Subscription] = set()
-        self._appending: set[asyncio.Task[Appended]] = set()
-        self._creating = asyncio.Lock()
+        self._appending: set[asyncio.Task[Any]] = set()
         self.draining = asyncio.Event()
 
     async def create_stream(
@@ -135,25 +136,17 @@ class StreamingConnectionManager:
             created_at=self._clock(),
             external=external or run_id is None,
         )
-        async with self._creating:
-            lane = await self._existing(lane) or await self._log.create(lane)
-        if lane.head == 0:
-            await self.start_attempt(lane.stream_id, attempt=attempt, resume_from=0)
-            lane = await self._log.get(lane.stream_id)
-        self._registry.register(lane)
-        return StreamSession(self, lane)
+        start = start_draft(
+            mime_type=mime_type, durability=durability, attempt=attempt, resume_from=0
+        )
+        return StreamSession(self, await self._carried_out(self._open(lane, start)))
 
-    async def _existing(self, wanted: Lane) -> Lane | None:
-        for lane in await self._log.lanes(wanted.run_id):
-            if lane.workspace != wanted.workspace:
-                raise Forbidden(
-                    Code.STREAM_FORBIDDEN,
-                    f"the run {lane.run_id} is not yours",
-                    hint="leave `run_id` out to open a stream of your own",
-                )
-            if (lane.node_id, lane.pin_name) == (wanted.node_id, wanted.pin_name):
-                return lane
-        return None
+    async def _open(self, wanted: Lane, start: Draft) -> Lane:
+        lane, records = await self._log.open(wanted, start, now=self._clock())
+        self._registry.register(lane)
+        if records:
+            self._deliver(records)
+        return lane
 
     async def publish(
         self, stream_id: str, drafts: Sequence[Draft], *, producer: Producer | None = None
@@ -162,7 +155,11 @@ class StreamingConnectionManager:
 
         A cancelled caller's append is carried out and delivered.
         """
-        task = asyncio.create_task(self._append(stream_id, drafts, producer))
+        return await self._carried_out(self._append(stream_id, drafts, producer))
+
+    async def _carried_out(self, work: Coroutine[Any, Any, T]) -> T:
+        """Whatever becomes of the caller."""
+        task = asyncio.create_task(work)
         self._appending.add(task)
         task.add_done_callback(self._appending.discard)
         return await asyncio.shield(task)

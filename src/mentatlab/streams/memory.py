@@ -9,7 +9,16 @@ from mentatlab.protocol.errors import Code, Conflict, OutOfSpace
 from mentatlab.protocol.records import Draft, Producer, StreamChunk
 from mentatlab.streams import lanes
 from mentatlab.streams.lanes import Entry, Known
-from mentatlab.streams.port import READ_BYTES, READ_RECORDS, Appended, Lane, Run, unknown
+from mentatlab.streams.port import (
+    READ_BYTES,
+    READ_RECORDS,
+    Appended,
+    Lane,
+    Opened,
+    Run,
+    find_place,
+    unknown,
+)
 
 _decode = msgspec.json.Decoder(StreamChunk).decode
 
@@ -55,8 +64,8 @@ class MemoryStreamLog:
         run = self._runs.get(lane.run_id) or _Run(
             Run(run_id=lane.run_id, workspace=lane.workspace, epoch=self._epoch)
         )
-        if (existing := run.lanes.get((lane.node_id, lane.pin_name))) is not None:
-            return existing.lane
+        if (existing := find_place((s.lane for s in run.lanes.values()), lane)) is not None:
+            return existing
         if lane.stream_id in self._lanes:
             raise Conflict(
                 Code.CONFLICT,
@@ -67,6 +76,13 @@ class MemoryStreamLog:
         run.lanes[lane.node_id, lane.pin_name] = self._lanes[lane.stream_id] = stored
         self._runs[lane.run_id] = run
         return stored.lane
+
+    async def open(self, lane: Lane, start: Draft, *, now: float) -> Opened:
+        made = await self.create(lane)
+        if made.head:
+            return Opened(made)
+        appended = await self.append(made.stream_id, [start], now=now)
+        return Opened(self._stored(made.stream_id).lane, appended.records)
 
     async def get(self, stream_id: str) -> Lane:
         return self._stored(stream_id).lane

@@ -4,12 +4,12 @@ A lane is `(run_id, node_id, pin_name)`, named by its stream id. `commit` lanes 
 deliver after the commit and carry `rseq`, the run-wide order; `memory` lanes acknowledge on append.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, NotFound
+from mentatlab.protocol.errors import Code, Forbidden, NotFound
 from mentatlab.protocol.records import Cursor, Draft, Durability, Producer, StreamChunk
 
 LaneState = Literal["open", "ended", "errored"]
@@ -75,6 +75,13 @@ class Appended(NamedTuple):
     records: tuple[StreamChunk, ...] = ()
 
 
+class Opened(NamedTuple):
+    """`records`: those that the call added."""
+
+    lane: Lane
+    records: tuple[StreamChunk, ...] = ()
+
+
 class StreamLog(Protocol):
     """Promises: sequences of a lane are 1..n without holes; append and producer state are one
     transaction; a terminal record is the last (`Conflict(STREAM_ENDED)` after it); an older
@@ -86,8 +93,13 @@ class StreamLog(Protocol):
     async def create(self, lane: Lane) -> Lane:
         """Idempotent by (run_id, node_id, pin_name): the existing lane is returned.
 
-        `Conflict(CONFLICT)` when the stream id names another lane.
+        `Conflict(CONFLICT)` when the stream id names another lane, `Forbidden(STREAM_FORBIDDEN)`
+        when the run is another workspace's.
         """
+        ...
+
+    async def open(self, lane: Lane, start: Draft, *, now: float) -> Opened:
+        """`create`, and in the same transaction `start` as its first record if it has none."""
         ...
 
     async def get(self, stream_id: str) -> Lane: ...
@@ -132,6 +144,20 @@ class StreamLog(Protocol):
     async def delete_run(self, run_id: str) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+def find_place(lanes: Iterable[Lane], wanted: Lane) -> Lane | None:
+    """The lane of the run that has `wanted`'s place. `Forbidden(STREAM_FORBIDDEN)`"""
+    for lane in lanes:
+        if lane.workspace != wanted.workspace:
+            raise Forbidden(
+                Code.STREAM_FORBIDDEN,
+                f"the run {lane.run_id} is not yours",
+                hint="leave `run_id` out to open a stream of your own",
+            )
+        if (lane.node_id, lane.pin_name) == (wanted.node_id, wanted.pin_name):
+            return lane
+    return None
 
 
 def unknown(stream_id: str) -> NotFound:

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from mentatlab.protocol.errors import NotFound
 from mentatlab.protocol.records import Draft, Producer, StreamChunk
 from mentatlab.streams.memory import MemoryStreamLog
-from mentatlab.streams.port import READ_BYTES, READ_RECORDS, Appended, Lane, Run, StreamLog
+from mentatlab.streams.port import (
+    READ_BYTES,
+    READ_RECORDS,
+    Appended,
+    Lane,
+    Opened,
+    Run,
+    StreamLog,
+    find_place,
+)
 
 
 class RoutedLog:
@@ -15,7 +24,13 @@ class RoutedLog:
         self._durable, self._memory = durable, memory
 
     async def create(self, lane: Lane) -> Lane:
-        return await (self._durable if lane.durability == "commit" else self._memory).create(lane)
+        log, other = self._by_durability(lane)
+        return find_place(await other.lanes(lane.run_id), lane) or await log.create(lane)
+
+    async def open(self, lane: Lane, start: Draft, *, now: float) -> Opened:
+        log, other = self._by_durability(lane)
+        there = find_place(await other.lanes(lane.run_id), lane)
+        return Opened(there) if there else await log.open(lane, start, now=now)
 
     async def get(self, stream_id: str) -> Lane:
         return await self._log_of(stream_id).get(stream_id)
@@ -76,6 +91,12 @@ class RoutedLog:
     async def aclose(self) -> None:
         await self._durable.aclose()
         await self._memory.aclose()
+
+    def _by_durability(self, lane: Lane) -> tuple[StreamLog, StreamLog]:
+        """The log that takes the lane, and the other one."""
+        if lane.durability == "commit":
+            return self._durable, self._memory
+        return self._memory, self._durable
 
     def _log_of(self, stream_id: str) -> StreamLog:
         return self._memory if stream_id in self._memory else self._durable

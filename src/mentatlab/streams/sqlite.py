@@ -15,7 +15,16 @@ from mentatlab.protocol.records import Draft, Producer, RecordType, StreamChunk
 from mentatlab.sqlite import Database
 from mentatlab.streams import lanes
 from mentatlab.streams.lanes import Entry, Known
-from mentatlab.streams.port import READ_BYTES, READ_RECORDS, Appended, Lane, Run, unknown
+from mentatlab.streams.port import (
+    READ_BYTES,
+    READ_RECORDS,
+    Appended,
+    Lane,
+    Opened,
+    Run,
+    find_place,
+    unknown,
+)
 
 SCHEMA = (
     """
@@ -57,6 +66,16 @@ class SqliteStreamLog:
 
     async def create(self, lane: Lane) -> Lane:
         return await self._database.write(lambda connection: _create(connection, lane))
+
+    async def open(self, lane: Lane, start: Draft, *, now: float) -> Opened:
+        def work(connection: sqlite3.Connection) -> Opened:
+            made = _create(connection, lane)
+            if made.head:
+                return Opened(made)
+            appended = _Append(connection, made.stream_id, None).carry_out([start], now)
+            return Opened(_find(connection, made.stream_id)[2], appended.records)
+
+        return await self._database.write(work)
 
     async def get(self, stream_id: str) -> Lane:
         return await self._database.read(lambda connection: _find(connection, stream_id)[2])
@@ -226,9 +245,8 @@ def _create(connection: sqlite3.Connection, lane: Lane) -> Lane:
         "INSERT OR IGNORE INTO runs (run_id, workspace) VALUES (?, ?)",
         (lane.run_id, lane.workspace),
     )
-    for existing in _lanes(connection, lane.run_id):
-        if (existing.node_id, existing.pin_name) == (lane.node_id, lane.pin_name):
-            return existing
+    if (existing := find_place(_lanes(connection, lane.run_id), lane)) is not None:
+        return existing
     try:
         connection.execute(
             "INSERT INTO lanes (run, node_id, pin_name, stream_id, lane)"

@@ -18,6 +18,7 @@ from mentatlab.protocol.errors import (
     Code,
     Conflict,
     Fenced,
+    Forbidden,
     Invalid,
     MentatError,
     NotFound,
@@ -28,6 +29,7 @@ from mentatlab.protocol.records import (
     Draft,
     Durability,
     Producer,
+    RecordType,
     StreamChunk,
     data_draft,
     end_draft,
@@ -85,6 +87,24 @@ class StreamLogContract:
         await log.create(lane())
         with pytest.raises(Conflict):
             await log.create(msgspec.structs.replace(lane("b"), stream_id=lane().stream_id))
+        assert len(await log.lanes("rn_1")) == 1
+
+    async def test_open_is_create_and_its_first_record_at_once(self, log: StreamLog) -> None:
+        made, records = await log.open(lane(), start_draft(), now=NOW)
+        assert [(r.type, r.sequence) for r in records] == [(RecordType.START, 1)]
+        assert (made.head, made.attempt) == (1, 1)
+        assert await log.get(made.stream_id) == made
+        again = await log.open(lane(), start_draft(attempt=2), now=NOW)
+        assert (again.lane, again.records) == (made, ())
+
+    async def test_a_run_is_one_workspaces(self, log: StreamLog) -> None:
+        await log.create(lane())
+        for durability in ("commit", "memory"):
+            foreign = msgspec.structs.replace(
+                lane("b"), stream_id="st_b", workspace="other", durability=durability
+            )
+            with pytest.raises(Forbidden):
+                await log.open(foreign, start_draft(), now=NOW)
         assert len(await log.lanes("rn_1")) == 1
 
     async def test_what_is_unknown_is_not_found(self, log: StreamLog) -> None:
