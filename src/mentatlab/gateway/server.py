@@ -8,10 +8,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mentatlab.gateway.stream_access import first_of
 
 MAX_WS_MESSAGE_BYTES = 2 << 20  # records over their 1 MiB are refused with a reason
+MAX_HEAD_BYTES = 64 * 1024
 DRAIN_S = 5
 
 log = logging.getLogger("mentatlab.gateway")
@@ -31,6 +33,34 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+
+class _Http(HttpToolsProtocol):
+    """Bounds a request's headers: the parser would keep whatever comes, for as long as it comes."""
+
+    _in_head = False
+    _received = 0
+    _kept = 0
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._received, self._kept = True, 0, 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._kept += len(name) + len(value)
+        if self._kept > MAX_HEAD_BYTES:
+            raise ValueError("the headers are too large")  # answered as any broken request: 400
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+        if self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The headers of a request have at most 64 KiB.")
 
 
 @contextlib.asynccontextmanager
@@ -61,7 +91,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
 def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=_Http,
         ws="websockets-sansio",
         ws_max_size=MAX_WS_MESSAGE_BYTES,
         ws_per_message_deflate=False,
