@@ -276,7 +276,10 @@ def test_messages_that_are_no_records(api: Api, stream: Json, message: Any):
 def test_bytes_that_are_no_http(api: Api, data: bytes):
     where = urlsplit(api.server.url)
     with socket.create_connection((where.hostname, where.port), timeout=20) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        answer = connection.recv(100)
+        answer = b""
+        with contextlib.suppress(OSError):  # it may be cut while it is sent
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            answer = connection.recv(100)
     assert not answer or answer.startswith(b"HTTP/1.1 4")
