@@ -67,7 +67,8 @@ def authorise(who: Caller, scope: Scope) -> None:
         raise Unauthenticated(
             Code.UNAUTHENTICATED,
             "this server asks for a key",
-            hint="send `Authorization: Bearer <key>`; `mentatlab keys add` makes one",
+            hint="send `Authorization: Bearer <key>` (the command line: `--key` or MENTATLAB_KEY); "
+            "`mentatlab keys add` makes one",
         )
     raise Forbidden(
         Code.FORBIDDEN,
