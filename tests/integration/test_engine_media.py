@@ -210,9 +210,20 @@ async def test_a_full_blob_store_fails_the_node_with_its_code(tmp_path: Path) ->
         assert (done.state, done.error.code) == ("failed", "DISK_FULL")
 
 
-async def set_max_pages(house: House, pages: int) -> None:
-    """SQLite's own bound on the size of runs.db; it never goes below what there is."""
-    await house.database.write(lambda db: db.execute(f"PRAGMA max_page_count={pages}").fetchone())
+async def fill(house: House) -> None:
+    """No event fits into runs.db any more, however small: each takes a megabyte along."""
+    for statement in (
+        "CREATE TABLE ballast (bytes BLOB)",
+        "PRAGMA max_page_count=1",  # SQLite never goes below what there is
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON main.run_events BEGIN"
+        " INSERT INTO ballast VALUES (zeroblob(1000000)); END",
+    ):
+        await house.database.write(lambda db, sql=statement: db.execute(sql).fetchall())
+
+
+async def make_room(house: House) -> None:
+    for statement in ("DROP TRIGGER temp.full", "PRAGMA max_page_count=1073741823"):
+        await house.database.write(lambda db, sql=statement: db.execute(sql).fetchall())
 
 
 async def test_a_full_run_log_fails_the_run_as_soon_as_that_can_be_recorded(
@@ -224,20 +235,20 @@ async def test_a_full_run_log_fails_the_run_as_soon_as_that_can_be_recorded(
         payload = json.load(sys.stdin)
         while not os.path.exists(payload["spec"]["go"]):
             time.sleep(0.01)
-        print(json.dumps({"size": 1, "pad": "x" * 30000}))
+        print(json.dumps({"size": 1}))
     """
-    write_agent(agents, "waits", waits, outputs=[SIZE, {"name": "pad", "type": "string"}])
+    write_agent(agents, "waits", waits, outputs=[SIZE])
     node = {"id": "wait", "type": "waits", "params": {"go": str(tmp_path / "go")}}
     async with open_house(tmp_path / "home", [agents]) as house:
         run = await house.engine.submit(flow([node], []), {})
-        await set_max_pages(house, 1)
+        await fill(house)
         (tmp_path / "go").touch()
         waiting = asyncio.create_task(house.engine.wait(run.id))
         async with asyncio.timeout(30):
             while "cannot go on" not in caplog.text:
                 await asyncio.sleep(0.01)
         assert not waiting.done()
-        await set_max_pages(house, 1 << 30)
+        await make_room(house)
         done = await waiting
         assert done.error is not None
         assert (done.state, done.error.code) == ("failed", "DISK_FULL")

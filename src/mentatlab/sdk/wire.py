@@ -6,6 +6,7 @@ protocol.
 """
 
 import asyncio
+import io
 import os
 import select
 import stat
@@ -26,12 +27,17 @@ class Stdio(NamedTuple):
 
 
 def claim_stdio() -> Stdio:
+    """The protocol's own descriptors. What else reads 0 finds its end; what else writes to 1 is
+    log, line by line as it is written."""
     sys.stdout.flush()
     claimed = Stdio(os.dup(0), os.dup(1))
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
     os.dup2(2, 1)
+    stdout: object = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):  # and not somebody's own
+        stdout.reconfigure(line_buffering=True)
     return claimed
 
 
