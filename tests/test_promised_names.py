@@ -1,9 +1,10 @@
 """The Python names that are promises to others: each is imported from where it was promised, and
 called as it was promised."""
 
-import asyncio
-from contextlib import aclosing
+from contextlib import asyncio
 from pathlib import Path
+
+import aclosing
 
 from mentatlab.flows import ManifestValidator, MultimodalPin, ValidationMode
 from mentatlab.protocol import events
@@ -94,8 +95,9 @@ async def test_parts_of_streams() -> None:
         lane = (await streams.create_stream("my.agent", "text")).lane
     registry.register(lane)
     assert registry.get(lane.stream_id) == lane
-    with buffers.listen(lane.stream_id, asyncio.Event()):
-        assert buffers.statistics().listeners == 1
+    listener = buffers.listen(lane.stream_id)
+    assert buffers.statistics().listeners == 1
+    listener.close()
     wanted = StreamInitRequest.model_validate({"agent_id": "my.agent", "pin_name": "text"})
     assert (wanted.agent_id, wanted.pin_name) == ("my.agent", "text")
 

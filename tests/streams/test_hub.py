@@ -18,7 +18,7 @@ from mentatlab.streams import (
 )
 from mentatlab.streams.buffer import TAIL_BYTES
 from mentatlab.streams.port import READ_BYTES
-from mentatlab.streams.subscription import Start, start_at
+from mentatlab.streams.positions import Start, parse_from
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -59,8 +59,8 @@ async def test_a_chunk_of_one_stream_is_published_to_another(
     hub: StreamingConnectionManager,
 ) -> None:
     one, two = await hub.create_stream("a", "p"), await hub.create_stream("b", "p")
-    (record,) = (await one.publish(Draft(payload={"data": 5}, pts_us=9, item=3))).records
-    await hub.stream_chunk(two.stream_id, record)
+    (entry,) = (await one.publish(Draft(payload={"data": 5}, pts_us=9, item=3))).entries
+    await hub.stream_chunk(two.stream_id, entry.record)
     appended = await hub.stream_chunk(two.stream_id, data_draft(6))
     async with hub.subscribe(two.stream_id, from_=2) as subscription:
         copy = await anext(subscription)
@@ -89,7 +89,7 @@ async def test_attempts_share_a_lane(hub: StreamingConnectionManager) -> None:
         await hub.start_attempt(session.stream_id, attempt=1, resume_from=0)
     await session.publish(data_draft(3))
     ended = await hub.end_stream(session.stream_id)
-    assert ended.records[0].payload["chunks"] == 2
+    assert ended.entries[0].record.payload["chunks"] == 2
     assert (await hub.end_stream(session.stream_id, error=("internal", "late"))).duplicate
     assert (await hub.lane(session.stream_id)).state == "ended"
 
@@ -132,7 +132,7 @@ async def test_a_run_ends_with_its_own_lane(hub: StreamingConnectionManager) -> 
     hidden = await hub.create_stream("a", "q", run_id="rn_1", node_id="n", durability="memory")
     guest = await hub.create_stream("b", "r", run_id="rn_1", node_id="m", external=True)
     async with hub.subscribe("rn_1", from_=2) as subscription:
-        assert [item.record.stream_id for item in await subscription.batch()] == [
+        assert [item.entry.stream_id for item in await subscription.batch()] == [
             events.stream_id,
             guest.stream_id,
         ]
@@ -305,21 +305,27 @@ HEAD = Cursor(4, 10)
         ("4:0", 0, True),
         ("4:10", 10, False),
         ("4:3", 3, False),
+        ("-1", 9, True),
+        (-3, 7, True),
+        ("-99", 0, True),
     ],
 )
 def test_where_reading_begins(from_: str | int, position: int, fresh: bool) -> None:
-    assert start_at(from_, HEAD) == Start(position, fresh)
+    assert parse_from(from_, HEAD) == Start(position, fresh)
 
 
 def test_another_epoch_begins_again_with_a_gap() -> None:
-    start = start_at("3:5", HEAD)
+    start = parse_from("3:5", HEAD)
     assert (start.position, start.fresh) == (0, True)
     assert start.gap is not None
     assert (start.gap.from_, start.gap.next) == ("3:5", "4:0")
 
 
-@pytest.mark.parametrize("from_", ["", "-1", "x", "4:", "4:11", "4:1:1", -1, 10**18, "9" * 30])
+@pytest.mark.parametrize(
+    "from_",
+    ["", "-", "x", "4:", "4:11", "4:1:1", 10**18, "9" * 30, "time:", "time:x", "time:9e999"],
+)
 def test_what_is_no_place(from_: str | int) -> None:
     with pytest.raises(Invalid) as caught:
-        start_at(from_, HEAD)
+        parse_from(from_, HEAD)
     assert caught.value.code is Code.STREAM_CURSOR_INVALID

@@ -157,7 +157,7 @@ class StreamMachine(RuleBasedStateMachine):
         async with hub.subscribe("st_1", from_=from_) as subscription:
             head = (await hub.lane("st_1")).head
             while subscription.cursor.sequence < head:
-                found += [item.record for item in await subscription.batch()]
+                found += [item.entry.record for item in await subscription.batch()]
         return found
 
     @precondition(lambda self: len(self.values) > 1)

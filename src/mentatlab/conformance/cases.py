@@ -24,8 +24,8 @@ Step = dict[str, Any]
 class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`rule`: what it proves, in a sentence; `section`: of the protocol's text, where that stands.
 
-    `slow`: it waits for one of the protocol's own times. `needs`: it is about a deployment that asks
-    for `credentials`, or about one on `loopback` that asks for none. `timeout_s`: the patience of
+    `slow`: it waits for one of the protocol's own times. `needs`: it is of a deployment that asks
+    for `credentials`, or of one on `loopback` that asks for none. `timeout_s`: the patience of
     each of its steps.
     """
 

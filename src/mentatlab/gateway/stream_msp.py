@@ -4,7 +4,7 @@ credits and acknowledgements.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from starlette.websockets import WebSocket
@@ -23,7 +23,7 @@ from mentatlab.gateway.stream_wire import (
 from mentatlab.protocol.errors import Code, Conflict, MentatError, RateLimited
 from mentatlab.protocol.records import MAX_RECORD_BYTES
 from mentatlab.streams import Appended, Lane, StreamingConnectionManager, Subscription
-from mentatlab.streams.port import READ_BYTES, Run
+from mentatlab.streams.port import READ_BYTES, LaneState, Run
 from mentatlab.streams.publishing import Batch, Inbox, parse_publication
 
 PROTOCOL = "msp.v1+json"
@@ -260,5 +260,5 @@ def _convert(message: dict[str, Any], kind: type[Told]) -> Told:
         raise bad_frame(f"{kind.__name__.lower()}: {error}") from error
 
 
-def _state(found: Lane | Run) -> Literal["open", "ended", "errored"]:
+def _state(found: Lane | Run) -> LaneState:
     return found.state if isinstance(found, Lane) else "open"

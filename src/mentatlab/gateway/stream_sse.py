@@ -75,7 +75,7 @@ class EventStream(Response):
             gap = {"id": self._id, **msgspec.to_builtins(subscription.gap)}
             parts.append(event("gap", msgspec.json.encode(gap), id_=cursor))
         if (preface := subscription.preface) is not None:
-            parts.append(event(preface.record.type, preface.json, id_=cursor))
+            parts.append(event(preface.entry.type, preface.json, id_=cursor))
         return b"".join(parts)
 
     def _mark(self, subscription: Subscription) -> bytes:
@@ -85,7 +85,7 @@ class EventStream(Response):
 
 
 def _record(subscription: Subscription, item: Item) -> bytes:
-    return event(item.record.type, item.json, id_=subscription.cursor_at(item))
+    return event(item.entry.type, item.json, id_=subscription.cursor_at(item))
 
 
 async def _write(send: Send, body: bytes) -> None:

@@ -5,14 +5,16 @@ accepts `event_type` for `type` and `data` / `agent_id` of the old gateway; outp
 """
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from mentatlab.protocol.errors import Code, Invalid
-from mentatlab.protocol.values import is_object
+
+T = TypeVar("T")
 
 
 class RecordType(StrEnum):
@@ -33,8 +35,8 @@ MAX_RECORD_BYTES = 1 << 20
 class StreamChunk(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """One record. `sequence` is dense from 1 in its lane, `rseq` in its run (commit lanes only).
 
-    `payload` of data holds exactly one of `data` (inline JSON) and `ref` (media reference), beside
-    `metadata`. `timestamp` is RFC 3339 UTC with ms; `pts_us`, `dur_us` are media time in µs.
+    `payload` of data holds exactly one of `data` (inline JSON), `ref` (media reference) and `bytes`
+    (a binary record; in JSON a `ref` to it), beside `metadata`. `timestamp` is RFC 3339 UTC with ms; `pts_us`, `dur_us` are media time in µs.
     """
 
     type: RecordType
@@ -60,14 +62,29 @@ class StreamChunk(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True,
 
 
 class Draft(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
-    """A record before the log gives it its sequence: what a publisher says."""
+    """A record before the log gives it its sequence: what a publisher says.
+
+    `payload` may be JSON text that was checked already (`msgspec.Raw`). `body` is the payload of a
+    binary record; `payload` then holds its `metadata` only. `flags` (`frames.KEY` …) and `index`
+    (the chunk's number in its item) belong to media.
+    """
 
     type: RecordType = RecordType.DATA
-    payload: dict[str, Any] = {}
+    payload: dict[str, Any] | msgspec.Raw = {}
+    body: bytes | None = None
     pts_us: int | None = None
     dur_us: int | None = None
     attempt: int | None = None
     item: int | None = None
+    flags: int = 0
+    index: int = 0
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The payload as values, when it came as text too."""
+        if isinstance(self.payload, msgspec.Raw):
+            return msgspec.json.decode(self.payload)
+        return self.payload
 
 
 class Producer(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,59 +192,115 @@ def data_draft(
     )
 
 
-_PUBLISHED = (RecordType.DATA, RecordType.END, RecordType.ERROR)
-_PUBLISHED_REASONS = ("complete", "cancelled", "aborted")
-_INT64 = range(-(1 << 63), 1 << 63)
+_ABSENT = msgspec.Raw()
+_Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
-def parse_draft(message: object) -> Draft:
-    """A publisher's JSON record (`{"type": "stream_data", "payload": {…}}`, old forms included).
+class Message(msgspec.Struct, kw_only=True, gc=False):
+    """A publisher's JSON message as it comes, old forms included: a record, or control."""
+
+    type: str | None = None
+    event_type: str | None = None
+    stream_id: str | None = None
+    payload: msgspec.Raw = _ABSENT
+    data: msgspec.Raw = _ABSENT
+    pts_us: _Int64 | None = None
+    dur_us: _Int64 | None = None
+    attempt: _Int64 | None = None
+    item: _Int64 | None = None
+    producer: Producer | None = None
+    producer_seq: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.type or self.event_type or RecordType.DATA
+
+
+class _DataPayload(msgspec.Struct, gc=False):
+    data: msgspec.Raw = _ABSENT
+    ref: msgspec.Raw = _ABSENT
+
+
+class _ErrorOf(msgspec.Struct):
+    code: str
+    message: str
+
+
+class _ErrorPayload(msgspec.Struct):
+    error: _ErrorOf
+
+
+class _EndPayload(msgspec.Struct):
+    reason: Literal["complete", "cancelled", "aborted"] = "complete"
+
+
+decode_message = msgspec.json.Decoder(Message).decode
+_data_payload = msgspec.json.Decoder(_DataPayload).decode
+_error_payload = msgspec.json.Decoder(_ErrorPayload).decode
+_end_payload = msgspec.json.Decoder(_EndPayload).decode
+_COMPLETE = msgspec.Raw(b'{"reason":"complete"}')
+_MISSING = (_ABSENT, msgspec.Raw(b"null"))
+
+
+def parse_message(text: bytes | str) -> Message:
+    """One JSON object; `text` is valid UTF-8. `Invalid(STREAM_RECORD_INVALID)`."""
+    try:
+        return decode_message(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(f"not a message: {error}") from error
+
+
+def draft_of(message: Message) -> Draft:
+    """The record that a message asks to append.
 
     Only data, end and error may be published from outside; everything else raises
     `Invalid(STREAM_RECORD_INVALID)`.
     """
-    if not is_object(message):
-        raise _invalid("a record is a JSON object")
-    kind = message.get("type", message.get("event_type", RecordType.DATA))
-    if kind not in _PUBLISHED:
-        raise _invalid(f"type {str(kind)[:40]!r} cannot be published")
-    kind = RecordType(kind)
+    kind = message.kind
+    payload = message.data if message.payload in _MISSING else message.payload
+    if kind == "stream_data":
+        payload = _checked_data(message.payload, message.data)
+        type_ = RecordType.DATA
+    elif kind == "stream_end":
+        payload = _COMPLETE if payload in _MISSING else payload
+        _checked(payload, _end_payload)
+        type_ = RecordType.END
+    elif kind == "stream_error":
+        _checked(payload, _error_payload)
+        type_ = RecordType.ERROR
+    else:
+        raise _invalid(f"type {kind[:40]!r} cannot be published")
     return Draft(
-        type=kind,
-        payload=_published_payload(kind, message),
-        pts_us=_integer(message, "pts_us"),
-        dur_us=_integer(message, "dur_us"),
-        attempt=_integer(message, "attempt"),
-        item=_integer(message, "item"),
+        type=type_,
+        payload=payload,
+        pts_us=message.pts_us,
+        dur_us=message.dur_us,
+        attempt=message.attempt,
+        item=message.item,
     )
 
 
-def _published_payload(kind: RecordType, message: dict[str, Any]) -> dict[str, Any]:
-    payload = message.get("payload")
-    if payload is None and "data" in message:
-        payload = {"data": message["data"]} if kind is RecordType.DATA else message["data"]
-    if payload is None and kind is RecordType.END:
-        payload = {"reason": "complete"}
-    if not is_object(payload):
-        raise _invalid("`payload` must be an object")
-    if kind is RecordType.DATA and ("data" in payload) == ("ref" in payload):
+def parse_draft(text: bytes | str) -> Draft:
+    """A publisher's JSON record (`{"type": "stream_data", "payload": {…}}`, old forms included)."""
+    return draft_of(parse_message(text))
+
+
+def _checked_data(payload: msgspec.Raw, data: msgspec.Raw) -> msgspec.Raw:
+    if payload in _MISSING:
+        if data is _ABSENT:
+            raise _invalid("`payload` must be an object")
+        return msgspec.Raw(b'{"data":%b}' % bytes(data))
+    said = _checked(payload, _data_payload)
+    if (said.data is _ABSENT) == (said.ref is _ABSENT):
         raise _invalid("a data payload holds exactly one of `data` and `ref`")
-    if kind is RecordType.END and payload.get("reason", "complete") not in _PUBLISHED_REASONS:
-        raise _invalid("`reason` is complete, cancelled or aborted")
-    if kind is RecordType.ERROR and not _is_error(payload.get("error")):
-        raise _invalid("`payload.error` must be an object with the texts `code` and `message`")
     return payload
 
 
-def _is_error(error: object) -> bool:
-    return is_object(error) and all(isinstance(error.get(k), str) for k in ("code", "message"))
-
-
-def _integer(message: dict[str, Any], name: str) -> int | None:
-    number = message.get(name)
-    if number is None or (type(number) is int and number in _INT64):
-        return number
-    raise _invalid(f"`{name}` must be a 64-bit integer")
+def _checked(payload: msgspec.Raw, decode: Callable[[msgspec.Raw], T]) -> T:
+    try:
+        return decode(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _invalid(f"`payload`: {error}") from error
 
 
 def _invalid(message: str) -> Invalid:

@@ -311,7 +311,7 @@ class Conductor:
 
     async def _note(self, node_id: str, drafts: list[Draft]) -> None:
         for draft in drafts:
-            said = draft.payload["data"]
+            said = draft.values["data"]
             if said["kind"] == "progress" and "percent" in said and draft.item is None:
                 self.percent[node_id] = said["percent"]
         await self._journal.log(self.plan.node(node_id), drafts)

@@ -4,87 +4,145 @@ A tail exists while somebody listens to its stream (or run) and holds the last `
 encoded once for all listeners. Who lags further behind reads the log: nothing here grows with it.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from mentatlab.protocol.records import StreamChunk
+from mentatlab.streams.port import Entry
 
 TAIL_BYTES = 256 * 1024
 
-_encode = msgspec.json.Encoder().encode
+Wake = Callable[[], None]
+"""Told when there may be something new; called in the loop's thread, must not raise."""
 
 
-class Item(NamedTuple):
-    """A record with its position in the feed (sequence or rseq) and its JSON."""
+class Item:
+    """A record with its position in the feed (sequence or rseq).
 
-    position: int
-    record: StreamChunk
-    json: bytes
+    `text` and `event` are what transports make of it once for all readers: a WebSocket frame, an
+    SSE chunk.
+    """
+
+    __slots__ = ("entry", "event", "position", "text")
+
+    def __init__(self, position: int, entry: Entry) -> None:
+        self.position, self.entry = position, entry
+        self.text: bytes | None = None
+        self.event: bytes | None = None
+
+    @property
+    def json(self) -> bytes:
+        return self.entry.json
+
+    def size(self, binary: bool) -> int:
+        """The bytes that a reader's credit pays for: of the frame for those who take frames."""
+        if binary and self.entry.frame is not None:
+            return len(self.entry.frame)
+        return len(self.entry.json)
 
 
-def by_sequence(record: StreamChunk) -> Item:
-    return Item(record.sequence, record, _encode(record))
+def by_sequence(entry: Entry) -> Item:
+    return Item(entry.sequence, entry)
 
 
-def by_rseq(record: StreamChunk) -> Item:
-    assert record.rseq is not None
-    return Item(record.rseq, record, _encode(record))
+def by_rseq(entry: Entry) -> Item:
+    assert entry.rseq is not None
+    return Item(entry.rseq, entry)
 
 
-def within(items: Iterable[Item], max_bytes: int) -> list[Item]:
+class Tail:
+    """The last items of one feed, in order, and who wants to hear of new ones."""
+
+    def __init__(self) -> None:
+        self._items: deque[Item] = deque()
+        self._bytes = 0
+        self._last: list[Item] = []  # the newest batch, shared by those who wait for it
+        self.untouched = True
+        self.listeners: dict[Listener, None] = {}
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def newest(self) -> Item | None:
+        return self._items[-1] if self._items else None
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Items in order. Those that come late are left to the log."""
+        if self._items:
+            last = self._items[-1].position
+            items = [item for item in items if item.position > last]
+            if items and items[0].position != last + 1:
+                self.clear()
+        if not items:
+            return
+        self.untouched = False
+        self._items.extend(items)
+        self._bytes += sum(item.entry.length for item in items)
+        while self._bytes > TAIL_BYTES and len(self._items) > 1:
+            self._bytes -= self._items.popleft().entry.length
+        self._last = list(items)
+
+    def clear(self) -> None:
+        """What there is must be read from the log."""
+        self.untouched = False
+        self._items.clear()
+        self._last = []
+        self._bytes = 0
+
+    def ring(self) -> None:
+        for listener in tuple(self.listeners):
+            listener.on_wake()
+
+    def read(self, after: int, max_bytes: int, binary: bool = False) -> list[Item] | None:
+        """Items with position > `after` within `max_bytes`; None when the log must be asked."""
+        if not self._items:
+            return None
+        first = self._items[0].position
+        if after + 1 < first:
+            return None
+        last = self._last
+        if last and last[0].position == after + 1:  # a reader who keeps up
+            return within(last, max_bytes, binary)
+        found = (self._items[at] for at in range(after + 1 - first, len(self._items)))
+        return within(found, max_bytes, binary)
+
+    def newest_key(self, after: int) -> Item | None:
+        """The last item after that position with the key flag."""
+        for item in reversed(self._items):
+            if item.position <= after:
+                break
+            if item.entry.key:
+                return item
+        return None
+
+
+def within(items: Iterable[Item], max_bytes: int, binary: bool) -> list[Item]:
     """The first items that fit together, at least one."""
     taken: list[Item] = []
     for item in items:
-        max_bytes -= len(item.json)
+        max_bytes -= item.size(binary)
         if taken and max_bytes < 0:
             break
         taken.append(item)
     return taken
 
 
-class Tail:
-    """The last items of one feed, without holes, and who wants to hear of new ones."""
+class Listener:
+    """Somebody who wants to hear of a feed; `on_wake` may be set at any time."""
 
-    def __init__(self) -> None:
-        self._items: deque[Item] = deque()
-        self._bytes = 0
-        self.listeners: set[asyncio.Event] = set()
+    __slots__ = ("_buffers", "key", "on_wake", "tail")
 
-    @property
-    def bytes(self) -> int:
-        return self._bytes
+    def __init__(self, buffers: "BufferManager", key: str, tail: Tail) -> None:
+        self._buffers, self.key, self.tail = buffers, key, tail
+        self.on_wake: Wake = _nothing
+        tail.listeners[self] = None
 
-    def add(self, items: Sequence[Item]) -> None:
-        """Items in order. Those that come late are left to the log."""
-        for item in items:
-            if self._items and item.position != self._items[-1].position + 1:
-                if item.position <= self._items[-1].position:
-                    continue
-                self.clear()
-            self._items.append(item)
-            self._bytes += len(item.json)
-        while self._bytes > TAIL_BYTES and len(self._items) > 1:
-            self._bytes -= len(self._items.popleft().json)
-
-    def clear(self) -> None:
-        self._items.clear()
-        self._bytes = 0
-
-    def ring(self) -> None:
-        for listener in self.listeners:
-            listener.set()
-
-    def read(self, after: int, max_bytes: int) -> list[Item] | None:
-        """Items with position > `after` within `max_bytes`; None when the log must be asked."""
-        if not self._items or after + 1 < self._items[0].position:
-            return None
-        skip = after + 1 - self._items[0].position
-        return within((self._items[at] for at in range(skip, len(self._items))), max_bytes)
+    def close(self) -> None:
+        """Idempotent."""
+        self.tail.listeners.pop(self, None)
+        self._buffers.forget_idle(self.key)
 
 
 class BufferStatistics(NamedTuple):
@@ -99,23 +157,24 @@ class BufferManager:
     def __init__(self) -> None:
         self._tails: dict[str, Tail] = {}
 
-    @contextmanager
-    def listen(self, key: str, wake: asyncio.Event) -> Generator[Tail]:
-        tail = self._tails.setdefault(key, Tail())
-        tail.listeners.add(wake)
-        try:
-            yield tail
-        finally:
-            tail.listeners.discard(wake)
-            if not tail.listeners:
-                del self._tails[key]
+    def listen(self, key: str) -> Listener:
+        """The caller closes it."""
+        return Listener(self, key, self._tails.setdefault(key, Tail()))
 
     def get(self, key: str) -> Tail | None:
         """None when nobody listens."""
         return self._tails.get(key)
+
+    def forget_idle(self, key: str) -> None:
+        if (tail := self._tails.get(key)) is not None and not tail.listeners:
+            del self._tails[key]
 
     def statistics(self) -> BufferStatistics:
         tails = self._tails.values()
         return BufferStatistics(
             len(tails), sum(len(t.listeners) for t in tails), sum(t.bytes for t in tails)
         )
+
+
+def _nothing() -> None:
+    """Nobody waits yet."""

@@ -6,12 +6,12 @@ them. Readers pull at their own pace (`Subscription`), so a publisher never wait
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mentatlab.protocol.errors import Code, Conflict, NotFound
+from mentatlab.protocol.errors import Code, Conflict, Invalid, NotFound
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import (
     Draft,
@@ -27,20 +27,26 @@ from mentatlab.protocol.records import (
 from mentatlab.sqlite import Database
 from mentatlab.streams.buffer import BufferManager, BufferStatistics, Item, by_rseq, by_sequence
 from mentatlab.streams.memory import MemoryStreamLog
-from mentatlab.streams.port import Appended, Lane, Run, StreamLog
+from mentatlab.streams.port import (
+    KEEP,
+    Appended,
+    Entry,
+    ImmediateLog,
+    Known,
+    Lane,
+    Retention,
+    Run,
+    StreamLog,
+    check_kept,
+)
+from mentatlab.streams.positions import FromKey, FromTime, Start, parse_from
 from mentatlab.streams.registry import StreamRegistry
 from mentatlab.streams.routed import RoutedLog
 from mentatlab.streams.sqlite import SCHEMA, SqliteStreamLog
-from mentatlab.streams.subscription import (
-    Feed,
-    LaneFeed,
-    RunFeed,
-    Start,
-    Subscription,
-    start_at,
-)
+from mentatlab.streams.subscription import Feed, LaneFeed, Options, RunFeed, Subscription
 
 T = TypeVar("T")
+_DEFAULT = Options()
 
 
 class StreamSession:
@@ -97,6 +103,7 @@ class StreamingConnectionManager:
     ) -> None:
         self._clock = clock
         self._log: StreamLog = log or MemoryStreamLog(epoch=_boot_epoch(clock))
+        self._immediate = _immediate(self._log)
         self._registry = StreamRegistry()
         self._buffers = BufferManager()
         self._subscriptions: set[Subscription] = set()
@@ -116,13 +123,15 @@ class StreamingConnectionManager:
         attempt: int = 1,
         stream_id: str | None = None,
         external: bool = False,
+        retention: Retention = KEEP,
+        facts: Mapping[str, Any] = {},
     ) -> StreamSession:
         """The lane `(run_id, node_id, pin_name)` with its `stream_start`; made if it is not there.
 
         Without a run it gets one of its own (`rs_…`); `node_id` defaults to the agent's id. An
         existing lane is returned as it is: a later attempt begins with `start_attempt`. A run of
         another workspace is `Forbidden(STREAM_FORBIDDEN)`. `external` lanes, and those without a
-        run, may be published to by clients.
+        run, may be published to by clients. `facts` are told in the `stream_start`.
         """
         lane = Lane(
             stream_id=stream_id or new_id("st"),
@@ -135,17 +144,18 @@ class StreamingConnectionManager:
             durability=durability,
             created_at=self._clock(),
             external=external or run_id is None,
+            retention=retention,
         )
         start = start_draft(
-            mime_type=mime_type, durability=durability, attempt=attempt, resume_from=0
+            mime_type=mime_type, durability=durability, attempt=attempt, resume_from=0, **facts
         )
         return StreamSession(self, await self._carried_out(self._open(lane, start)))
 
     async def _open(self, wanted: Lane, start: Draft) -> Lane:
-        lane, records = await self._log.open(wanted, start, now=self._clock())
+        lane, entries = await self._log.open(wanted, start, now=self._clock())
         self._registry.register(lane)
-        if records:
-            self._deliver(records)
+        if entries:
+            self._deliver(entries)
         return lane
 
     async def publish(
@@ -156,6 +166,23 @@ class StreamingConnectionManager:
         A cancelled caller's append is carried out and delivered.
         """
         return await self._carried_out(self._append(stream_id, drafts, producer))
+
+    def publish_now(
+        self, stream_id: str, drafts: Sequence[Draft], *, producer: Producer | None = None
+    ) -> Appended | None:
+        """`publish` without waiting, to a lane that allows it (not `commit`); None for others."""
+        if self._immediate is None:
+            return None
+        appended = self._immediate.append_now(
+            stream_id, drafts, now=self._clock(), producer=producer
+        )
+        if appended is not None and appended.entries:
+            self._deliver(appended.entries)
+        return appended
+
+    async def producer(self, stream_id: str, producer_id: str) -> Known | None:
+        """What the log has of a producer."""
+        return await self._log.producer(stream_id, producer_id)
 
     async def _carried_out(self, work: Coroutine[Any, Any, T]) -> T:
         """Whatever becomes of the caller."""
@@ -168,21 +195,20 @@ class StreamingConnectionManager:
         self, stream_id: str, drafts: Sequence[Draft], producer: Producer | None
     ) -> Appended:
         appended = await self._log.append(stream_id, drafts, now=self._clock(), producer=producer)
-        if appended.records:
-            self._deliver(appended.records)
+        if appended.entries:
+            self._deliver(appended.entries)
         return appended
 
-    def _deliver(self, records: Sequence[StreamChunk]) -> None:
-        self._registry.appended(records[-1])
-        self._feed(records[0].stream_id, records, by_sequence)
-        if records[0].rseq is not None:
-            self._feed(records[0].run_id, records, by_rseq)
+    def _deliver(self, entries: Sequence[Entry]) -> None:
+        first = entries[0]
+        self._registry.appended(entries[-1])
+        self._feed(first.stream_id, entries, by_sequence)
+        if first.rseq is not None:
+            self._feed(first.run_id, entries, by_rseq)
 
-    def _feed(
-        self, key: str, records: Sequence[StreamChunk], item_of: Callable[[StreamChunk], Item]
-    ) -> None:
+    def _feed(self, key: str, entries: Sequence[Entry], item_of: Callable[[Entry], Item]) -> None:
         if (tail := self._buffers.get(key)) is not None:
-            tail.add([item_of(record) for record in records])
+            tail.add([item_of(entry) for entry in entries])
             tail.ring()
 
     async def stream_chunk(self, stream_id: str, chunk: Draft | StreamChunk) -> Appended:
@@ -256,42 +282,77 @@ class StreamingConnectionManager:
     async def finished(self, id_: str, from_: str | int) -> bool:
         """Whether a reader who starts there would get nothing, now and later."""
         found = await self.find(id_)
-        start = start_at(from_, found.cursor)
+        start = await self._start(id_, found, from_)
         told = start.gap is not None or (start.fresh and found.cursor.sequence > 0)
         return not told and await self._feed_of(id_, found).over(start.position)
 
     @asynccontextmanager
     async def subscribe(
-        self, id_: str, *, from_: str | int = "start", credit: int | None = None
+        self,
+        id_: str,
+        *,
+        from_: str | int = "start",
+        credit: int | None = None,
+        options: Options | None = None,
     ) -> AsyncGenerator[Subscription]:
-        """Follow a stream, or all commit lanes of a run.
+        """Follow a stream, or all commit lanes of a run; see `attach`."""
+        options = options or Options(credit=credit)
+        subscription = await self.attach(id_, from_=from_, options=options)
+        try:
+            yield subscription
+        finally:
+            subscription.close()
 
-        `from_`: start, latest, a sequence (inclusive), a cursor (exclusive). `credit`: bytes that
-        may be delivered before the first `grant`; None = the reader's own pace is enough.
+    async def attach(
+        self, id_: str, *, from_: str | int = "start", options: Options = _DEFAULT
+    ) -> Subscription:
+        """A subscription that the caller closes. `from_` as in `positions.parse_from`.
+
+        `NotFound(STREAM_UNKNOWN)`, `Gone(STREAM_EXPIRED)`, `Invalid(STREAM_CURSOR_INVALID)`.
         """
-        wake = asyncio.Event()
-        with self._buffers.listen(id_, wake) as tail:  # first listen, then look: nothing is missed
+        listener = self._buffers.listen(id_)  # first listen, then look: nothing is missed
+        try:
             found = await self.find(id_)
-            start = start_at(from_, found.cursor)
+            start = await self._start(id_, found, from_)
             feed = self._feed_of(id_, found)
             subscription = Subscription(
                 feed,
-                tail,
-                wake,
-                epoch=found.epoch,
+                listener,
+                lane=found if isinstance(found, Lane) else None,
+                head=found.cursor,
                 start=start,
                 over=await feed.over(start.position),
                 preface=await self._preface(found, start),
-                credit=credit,
+                options=options,
+                detach=self._subscriptions.discard,
             )
-            self._subscriptions.add(subscription)
-            try:
-                yield subscription
-            finally:
-                self._subscriptions.discard(subscription)
+        except BaseException:
+            listener.close()
+            raise
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def _start(self, id_: str, found: Lane | Run, from_: str | int) -> Start:
+        asked = parse_from(from_, found.cursor)
+        match asked:
+            case Start():
+                return asked
+            case FromTime(time_ms):
+                return Start(await self._log.at_time(id_, time_ms), fresh=True)
+            case FromKey() if isinstance(found, Lane):
+                return Start(max(0, found.key - 1), fresh=True)
+            case FromKey():
+                raise Invalid(
+                    Code.STREAM_CURSOR_INVALID,
+                    "a run has no key records",
+                    hint="ask one of its streams",
+                )
 
     def _feed_of(self, id_: str, found: Lane | Run) -> Feed:
-        return LaneFeed(self._log, id_) if isinstance(found, Lane) else RunFeed(self._log, id_)
+        if isinstance(found, Run):
+            return RunFeed(self._log, id_)
+        check_kept(found)
+        return LaneFeed(self._log, id_)
 
     async def _preface(self, found: Lane | Run, start: Start) -> Item | None:
         if isinstance(found, Run) or not start.fresh or start.position == 0:
@@ -299,15 +360,30 @@ class StreamingConnectionManager:
         (first,) = await self._log.read(found.stream_id, 0, max_records=1)
         return by_sequence(first) if first.type is RecordType.START else None
 
+    async def sweep(self) -> int:
+        """Carry out what retention asks for; how many lanes it was."""
+        lanes = await self._log.due(self._clock())
+        for lane in lanes:
+            if lane.state == "open":
+                await self.end_stream(lane.stream_id, reason="expired")
+            else:
+                await self._log.expire(lane.stream_id)
+                self._forget(lane.stream_id)
+        return len(lanes)
+
     async def delete_run(self, run_id: str) -> None:
         """Readers get `NotFound(STREAM_UNKNOWN)`, at the latest when they ask for more."""
         lanes = await self._log.lanes(run_id)
         self._registry.forget_run(run_id)
         await self._log.delete_run(run_id)
         for key in (run_id, *(lane.stream_id for lane in lanes)):
-            if (tail := self._buffers.get(key)) is not None:
-                tail.clear()
-                tail.ring()
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        """Who reads it must ask the log, and learns why there is nothing."""
+        if (tail := self._buffers.get(key)) is not None:
+            tail.clear()
+            tail.ring()
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(
@@ -337,6 +413,10 @@ async def open_hub(
         return StreamingConnectionManager(memory, clock=clock)
     database = await Database(path, SCHEMA).open()
     return StreamingConnectionManager(RoutedLog(SqliteStreamLog(database), memory), clock=clock)
+
+
+def _immediate(log: StreamLog) -> ImmediateLog | None:
+    return log if isinstance(log, ImmediateLog) else None
 
 
 def _boot_epoch(clock: Callable[[], float]) -> int:

@@ -7,11 +7,13 @@ Sequences are dense from 1; the first record is a `stream_start`, the last a ter
 A producer's batch is appended exactly once: what the log has of it already is skipped.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
+from mentatlab.protocol import frames
 from mentatlab.protocol.errors import Code, Conflict, Fenced, Invalid, TooLarge
 from mentatlab.protocol.records import (
     MAX_RECORD_BYTES,
@@ -22,40 +24,40 @@ from mentatlab.protocol.records import (
     StreamChunk,
     timestamp,
 )
-from mentatlab.streams.port import Lane
+from mentatlab.streams.port import Appended, Entry, Known, Lane, LaneState, check_kept
+
+PLACES = 256
+"""Runs of a producer's records whose places are remembered."""
 
 Measure = Callable[[int, int], int]
 """The payload bytes of a lane's data records with first ≤ sequence ≤ last."""
 
-
-class Known(NamedTuple):
-    """A producer as the log knows it: its epoch, and its own last sequence that is appended."""
-
-    epoch: int
-    seq: int
-
-
-class Entry(NamedTuple):
-    """A record as it is stored: its JSON, and the bytes of its payload's JSON."""
-
-    record: StreamChunk
-    json: bytes
-    size: int
+_encode_json = msgspec.json.Encoder().encode
 
 
 class Step(NamedTuple):
-    """`skipped` drafts were in the log already, `entries` are new, `lane` is the lane afterwards.
-
-    `repeated`: nothing is new.
+    """What an append does: `skipped` drafts were in the log already, `entries` are new, `lane` and
+    `known` are the lane and its producer afterwards.
     """
 
     lane: Lane
     entries: tuple[Entry, ...]
     skipped: int
+    known: Known | None = None
 
-    @property
-    def repeated(self) -> bool:
-        return not self.entries
+    def answer(self, producer: Producer | None, count: int) -> Appended:
+        """What the publisher of these `count` drafts is told."""
+        if producer is None or self.known is None:
+            last = self.lane.head
+            return Appended(
+                last + 1 - max(1, len(self.entries)), last, not self.entries, self.entries
+            )
+        return Appended(
+            self.known.sequence_of(producer.seq),
+            self.known.sequence_of(producer.seq + count - 1),
+            not self.entries,
+            self.entries,
+        )
 
 
 def append(
@@ -70,20 +72,23 @@ def append(
 ) -> Step:
     """`known` is the producer's state in this lane, `rseq` the run's last one. All or nothing.
 
-    Raises `Fenced`, `Conflict` (STREAM_ENDED, STREAM_GAP_IN_PRODUCER), `Invalid`, `TooLarge`.
+    Raises `Fenced`, `Conflict` (STREAM_ENDED, STREAM_GAP_IN_PRODUCER), `Gone`, `Invalid`,
+    `TooLarge`.
     """
     if not drafts:
         raise _invalid("there is no record to append")
+    check_kept(lane)
     skipped = 0 if producer is None else already_there(producer, known, len(drafts))
-    fresh = drafts[skipped:]
+    fresh = drafts[skipped:] if skipped else drafts
     if not fresh or (producer is None and _repeats_start(lane, fresh)):
-        return Step(lane, (), len(drafts))
+        return Step(lane, (), len(drafts), known)
     _check_order(lane, fresh)
-    entries: list[Entry] = []
+    batch = _Batch(lane, now, rseq if lane.durability == "commit" else None)
     for draft in fresh:
-        lane, entry = _append_one(lane, draft, now, rseq + len(entries) + 1, measure)
-        entries.append(entry)
-    return Step(lane, tuple(entries), skipped)
+        batch.add(draft, measure)
+    if producer is not None:
+        known = _remember(producer, known, skipped, lane.head + 1, len(fresh))
+    return Step(batch.lane, tuple(batch.entries), skipped, known)
 
 
 def already_there(producer: Producer, known: Known | None, count: int) -> int:
@@ -103,6 +108,26 @@ def already_there(producer: Producer, known: Known | None, count: int) -> int:
             details={"expected": last + 1},
         )
     return min(count, last + 1 - producer.seq)
+
+
+def fenced(known: Known) -> Known:
+    """The producer after it was given up: it goes on under a higher epoch only."""
+    return Known(known.epoch + 1, 0)
+
+
+def trimmed(lane: Lane, lengths: Iterable[tuple[int, int]]) -> Lane:
+    """The lane within its `max_bytes`: the oldest data go, the start and the last record stay.
+
+    `lengths` are (sequence, bytes in the log) of what it holds from `floor` on, oldest first.
+    """
+    limit, kept, floor = lane.retention.max_bytes, lane.kept, lane.floor
+    if limit is None or kept <= limit:
+        return lane
+    for sequence, length in lengths:
+        if kept <= limit or sequence >= lane.head:
+            break
+        kept, floor = kept - length, sequence + 1
+    return msgspec.structs.replace(lane, kept=kept, floor=floor)
 
 
 def standing(records: Iterable[StreamChunk]) -> list[StreamChunk]:
@@ -137,86 +162,150 @@ def _check_order(lane: Lane, drafts: Sequence[Draft]) -> None:
         )
     if lane.head == 0 and drafts[0].type is not RecordType.START:
         raise _invalid("a lane begins with stream_start")
-    if any(draft.type is RecordType.START for draft in drafts[1:]):
-        raise _invalid("stream_start is the first record of its batch")
-    if any(draft.type in TERMINAL for draft in drafts[:-1]):
-        raise _invalid("nothing follows a terminal record")
+    for draft in drafts[1:]:
+        if draft.type is RecordType.START:
+            raise _invalid("stream_start is the first record of its batch")
+    for draft in drafts[:-1]:
+        if draft.type in TERMINAL:
+            raise _invalid("nothing follows a terminal record")
 
 
-def _append_one(
-    lane: Lane, draft: Draft, now: float, rseq: int, measure: Measure
-) -> tuple[Lane, Entry]:
-    sequence = lane.head + 1
-    payload = _payload(lane, draft, now)
-    encoded = _encode(payload)
-    record = StreamChunk(
-        type=draft.type,
-        stream_id=lane.stream_id,
-        run_id=lane.run_id,
-        node_id=lane.node_id,
-        pin_name=lane.pin_name,
-        sequence=sequence,
-        timestamp=timestamp(now),
-        payload=payload,
-        rseq=rseq if lane.durability == "commit" else None,
-        pts_us=draft.pts_us,
-        dur_us=draft.dur_us,
-        attempt=draft.attempt,
-        item=draft.item,
-    )
-    entry = Entry(record, msgspec.json.encode(record), len(encoded))
-    return _advance(lane, entry, measure), entry
+def _remember(
+    producer: Producer, known: Known | None, skipped: int, sequence: int, count: int
+) -> Known:
+    """The producer after `count` new records from `sequence` on."""
+    first = producer.seq + skipped
+    places = known.places if known is not None and known.epoch == producer.epoch else ()
+    if places:
+        *before, (seq, at, length) = places
+        if seq + length == first and at + length == sequence:
+            return Known(producer.epoch, first + count - 1, (*before, (seq, at, length + count)))
+    return Known(producer.epoch, first + count - 1, (*places, (first, sequence, count))[-PLACES:])
 
 
-def _payload(lane: Lane, draft: Draft, now: float) -> dict[str, Any]:
-    """The log itself counts what `stream_end` says: chunks and bytes that stand, duration in ms."""
-    if draft.type is not RecordType.END:
-        return draft.payload
-    counted = {
-        "chunks": lane.chunks,
-        "bytes": lane.bytes,
-        "duration_ms": max(0, round((now - lane.created_at) * 1000)),
-    }
-    return {"reason": "complete", **draft.payload, **counted}
+class _Batch:
+    """The lane and its new entries while records are added."""
+
+    def __init__(self, lane: Lane, now: float, rseq: int | None) -> None:
+        self.lane, self.entries = lane, list[Entry]()
+        self._now, self._time_ms, self._rseq = now, int(now * 1000), rseq
+        self._stamp = _stamp(self._time_ms)
+        self._names = _names(lane.stream_id, lane.run_id, lane.node_id, lane.pin_name)
+
+    def add(self, draft: Draft, measure: Measure) -> None:
+        sequence = self.lane.head + 1
+        if self._rseq is not None:
+            self._rseq += 1
+        payload, frame, size = self._encoded(draft, sequence)
+        entry = Entry(
+            self.lane.stream_id,
+            self.lane.run_id,
+            draft.type,
+            sequence,
+            self._rseq,
+            self._time_ms,
+            size,
+            b'{"type":"%b",%b,"sequence":%d,"timestamp":"%b","payload":%b%b}'
+            % (_TYPE[draft.type], self._names, sequence, self._stamp, payload, self._more(draft)),
+            frame,
+        )
+        self.entries.append(entry)
+        self._advance(draft, entry, measure)
+
+    def _encoded(self, draft: Draft, sequence: int) -> tuple[bytes, bytes | None, int]:
+        """The payload's JSON, the binary record's frame, and the bytes that count."""
+        if draft.body is not None:
+            return self._encoded_binary(draft, draft.body, sequence)
+        if draft.type is RecordType.END:
+            encoded = _encode(self._counted(draft))
+        elif isinstance(draft.payload, msgspec.Raw):
+            encoded = bytes(draft.payload)
+        else:
+            encoded = _encode(draft.payload)
+        if len(encoded) > MAX_RECORD_BYTES:
+            raise _too_large(len(encoded))
+        return encoded, None, len(encoded)
+
+    def _encoded_binary(self, draft: Draft, body: bytes, sequence: int) -> tuple[bytes, bytes, int]:
+        if len(body) > MAX_RECORD_BYTES:
+            raise _too_large(len(body))
+        metadata: dict[str, Any] = draft.values.get("metadata", {})
+        frame = frames.encode(
+            frames.Frame(
+                lane=0,
+                sequence=sequence,
+                body=body,
+                flags=draft.flags,
+                pts_us=draft.pts_us,
+                dur_us=draft.dur_us or 0,
+                index=draft.index,
+                delta_ms=self._time_ms - self.lane.started_ms,
+                extension=frames.Extension(
+                    attempt=draft.attempt, item=draft.item, rseq=self._rseq, metadata=metadata
+                ),
+            )
+        )
+        ref = {
+            "url": f"/api/v1/streams/{self.lane.stream_id}/records/{sequence}",
+            "size": len(body),
+            "metadata": {"mimeType": metadata.get("mime_type", self.lane.mime_type)},
+        }
+        return _encode({"ref": ref, "metadata": metadata}), frame, len(body)
+
+    def _counted(self, draft: Draft) -> dict[str, Any]:
+        """The log itself counts what `stream_end` says: what stands, and the duration in ms."""
+        counted = {
+            "chunks": self.lane.chunks,
+            "bytes": self.lane.bytes,
+            "duration_ms": max(0, round((self._now - self.lane.created_at) * 1000)),
+        }
+        return {"reason": "complete", **draft.values, **counted}
+
+    def _more(self, draft: Draft) -> bytes:
+        """The optional members, each with its comma."""
+        more = b"" if self._rseq is None else b',"rseq":%d' % self._rseq
+        for name, value in (
+            (b"pts_us", draft.pts_us),
+            (b"dur_us", draft.dur_us),
+            (b"attempt", draft.attempt),
+            (b"item", draft.item),
+        ):
+            if value is not None:
+                more += b',"%b":%d' % (name, value)
+        return more
+
+    def _advance(self, draft: Draft, entry: Entry, measure: Measure) -> None:
+        lane = self.lane
+        if entry.type is RecordType.START:
+            lane = _restart(lane, draft, entry, measure)
+        elif entry.type is RecordType.DATA:
+            *before, (first, _) = lane.standing
+            lane = msgspec.structs.replace(
+                lane,
+                chunks=lane.chunks + 1,
+                bytes=lane.bytes + entry.size,
+                standing=(*before, (first, entry.sequence)),
+                key=entry.sequence if entry.key else lane.key,
+            )
+        self.lane = msgspec.structs.replace(
+            lane,
+            head=entry.sequence,
+            kept=lane.kept + entry.length,
+            changed_at=self._now,
+            state=_STATE_AFTER[entry.type],
+        )
 
 
 def _encode(payload: dict[str, Any]) -> bytes:
     try:
-        encoded = msgspec.json.encode(payload)
+        return _encode_json(payload)
     except (TypeError, ValueError, RecursionError) as error:
         raise _invalid(f"the payload is not JSON: {error}") from error
-    if len(encoded) > MAX_RECORD_BYTES:
-        raise TooLarge(
-            Code.STREAM_RECORD_TOO_LARGE,
-            f"the payload has {len(encoded)} bytes, the limit is {MAX_RECORD_BYTES}",
-            hint="store it and publish the reference, or send smaller chunks",
-        )
-    return encoded
 
 
-def _advance(lane: Lane, entry: Entry, measure: Measure) -> Lane:
-    sequence = entry.record.sequence
-    match entry.record.type:
-        case RecordType.START:
-            return _restart(lane, entry.record, measure)
-        case RecordType.DATA:
-            *before, (first, _) = lane.standing
-            return msgspec.structs.replace(
-                lane,
-                head=sequence,
-                chunks=lane.chunks + 1,
-                bytes=lane.bytes + entry.size,
-                standing=(*before, (first, sequence)),
-            )
-        case RecordType.END:
-            return msgspec.structs.replace(lane, head=sequence, state="ended")
-        case RecordType.ERROR:
-            return msgspec.structs.replace(lane, head=sequence, state="errored")
-
-
-def _restart(lane: Lane, start: StreamChunk, measure: Measure) -> Lane:
+def _restart(lane: Lane, draft: Draft, start: Entry, measure: Measure) -> Lane:
     """Ranges are cut at `resume_from`; the new attempt's own range begins empty after its start."""
-    attempt, keep = start.attempt or 1, _resume_from(start.payload)
+    attempt, keep = draft.attempt or 1, _resume_from(draft.values)
     if attempt <= lane.attempt:
         raise Fenced(Code.STREAM_FENCED, f"attempt {lane.attempt} of this lane has started")
     if not 0 <= keep <= lane.head:
@@ -226,8 +315,8 @@ def _restart(lane: Lane, start: StreamChunk, measure: Measure) -> Lane:
     kept = [(first, last) for first, last in kept if first <= last]
     return msgspec.structs.replace(
         lane,
-        head=start.sequence,
         attempt=attempt,
+        started_ms=lane.started_ms or start.time_ms,
         chunks=sum(last - first + 1 for first, last in kept),
         bytes=lane.bytes - sum(measure(first, last) for first, last in void if first <= last),
         standing=(*kept, (start.sequence + 1, start.sequence)),
@@ -236,6 +325,35 @@ def _restart(lane: Lane, start: StreamChunk, measure: Measure) -> Lane:
 
 def _resume_from(payload: dict[str, Any]) -> int:
     return payload.get("metadata", {}).get("resume_from", 0)
+
+
+_TYPE = {kind: kind.value.encode() for kind in RecordType}
+_STATE_AFTER: dict[RecordType, LaneState] = {
+    RecordType.START: "open",
+    RecordType.DATA: "open",
+    RecordType.END: "ended",
+    RecordType.ERROR: "errored",
+}
+
+
+@functools.lru_cache(maxsize=16)
+def _stamp(time_ms: int) -> bytes:
+    return timestamp(time_ms / 1000).encode()
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(stream_id: str, run_id: str, node_id: str, pin_name: str) -> bytes:
+    """The members that all records of a lane share."""
+    names = {"stream_id": stream_id, "run_id": run_id, "node_id": node_id, "pin_name": pin_name}
+    return _encode_json(names)[1:-1]
+
+
+def _too_large(size: int) -> TooLarge:
+    return TooLarge(
+        Code.STREAM_RECORD_TOO_LARGE,
+        f"the payload has {size} bytes, the limit is {MAX_RECORD_BYTES}",
+        hint="store it and publish the reference, or send smaller chunks",
+    )
 
 
 def _invalid(message: str) -> Invalid:

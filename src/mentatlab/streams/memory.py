@@ -1,55 +1,64 @@
 """The log in memory: for `memory` and `relaxed` lanes, and for everything with `--ephemeral`."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from mentatlab.protocol.errors import Code, Conflict, OutOfSpace
-from mentatlab.protocol.records import Draft, Producer, StreamChunk
+from mentatlab.protocol.records import Draft, Producer
 from mentatlab.streams import lanes
-from mentatlab.streams.lanes import Entry, Known
+from mentatlab.streams.lanes import Step
 from mentatlab.streams.port import (
     READ_BYTES,
     READ_RECORDS,
     Appended,
+    Entry,
+    Known,
     Lane,
     Opened,
     Run,
+    check_kept,
     find_place,
+    is_due,
     unknown,
 )
-
-_decode = msgspec.json.Decoder(StreamChunk).decode
-
-
-@dataclass(slots=True)
-class _Stored:
-    """`entries` are (record JSON, payload bytes), by sequence - 1."""
-
-    lane: Lane
-    entries: list[tuple[bytes, int]] = field(default_factory=list[tuple[bytes, int]])
-    producers: dict[str, Known] = field(default_factory=dict[str, Known])
-    sequences: dict[tuple[str, int, int], int] = field(
-        default_factory=dict[tuple[str, int, int], int]
-    )
-
-    def measure(self, first: int, last: int) -> int:
-        return sum(size for _, size in self.entries[first - 1 : last])
 
 
 @dataclass(slots=True)
 class _Run:
+    """`order` are the records of the commit lanes by rseq."""
+
     run: Run
-    lanes: dict[tuple[str, str], _Stored] = field(default_factory=dict[tuple[str, str], _Stored])
-    order: list[bytes] = field(default_factory=list[bytes])  # record JSON, by rseq - 1
+    lanes: dict[tuple[str, str], "_Stored"] = field(
+        default_factory=dict[tuple[str, str], "_Stored"]
+    )
+    order: dict[int, Entry] = field(default_factory=dict[int, Entry])
+
+
+@dataclass(slots=True)
+class _Stored:
+    """`entries`: the first record, then those from `lane.floor` on, without holes."""
+
+    lane: Lane
+    run: _Run
+    entries: list[Entry] = field(default_factory=list[Entry])
+    producers: dict[str, Known] = field(default_factory=dict[str, Known])
+
+    def measure(self, first: int, last: int) -> int:
+        return sum(entry.size for entry in self.entries if first <= entry.sequence <= last)
+
+    def after(self, sequence: int) -> int:
+        """The index of the first entry that follows."""
+        return 0 if sequence < 1 else max(1, 2 + sequence - self.lane.floor)
 
 
 class MemoryStreamLog:
     """A `StreamLog` that ends with the process; `epoch` must differ from that of an earlier one.
 
-    Holds at most `max_bytes` of record JSON: the oldest runs whose lanes have all ended go first,
-    then an append is `OutOfSpace(STREAM_BUFFER_EXCEEDED)`.
+    Holds at most `max_bytes` of records: the oldest runs whose lanes have all ended go first, then
+    an append is `OutOfSpace(STREAM_BUFFER_EXCEEDED)`.
     """
 
     def __init__(self, *, epoch: int = 1, max_bytes: int = 256 << 20) -> None:
@@ -72,7 +81,7 @@ class MemoryStreamLog:
                 f"the id {lane.stream_id} names another stream",
                 hint="choose another id",
             )
-        stored = _Stored(msgspec.structs.replace(lane, epoch=self._epoch))
+        stored = _Stored(msgspec.structs.replace(lane, epoch=self._epoch), run)
         run.lanes[lane.node_id, lane.pin_name] = self._lanes[lane.stream_id] = stored
         self._runs[lane.run_id] = run
         return stored.lane
@@ -82,7 +91,7 @@ class MemoryStreamLog:
         if made.head:
             return Opened(made)
         appended = await self.append(made.stream_id, [start], now=now)
-        return Opened(self._stored(made.stream_id).lane, appended.records)
+        return Opened(self._stored(made.stream_id).lane, appended.entries)
 
     async def get(self, stream_id: str) -> Lane:
         return self._stored(stream_id).lane
@@ -94,6 +103,9 @@ class MemoryStreamLog:
     async def run(self, run_id: str) -> Run:
         return self._run(run_id).run
 
+    async def producer(self, stream_id: str, producer_id: str) -> Known | None:
+        return self._stored(stream_id).producers.get(producer_id)
+
     async def append(
         self,
         stream_id: str,
@@ -102,8 +114,17 @@ class MemoryStreamLog:
         now: float,
         producer: Producer | None = None,
     ) -> Appended:
+        return self.append_now(stream_id, drafts, now=now, producer=producer)
+
+    def append_now(
+        self,
+        stream_id: str,
+        drafts: Sequence[Draft],
+        *,
+        now: float,
+        producer: Producer | None = None,
+    ) -> Appended:
         stored = self._stored(stream_id)
-        run = self._run(stored.lane.run_id)
         step = lanes.append(
             stored.lane,
             drafts,
@@ -111,37 +132,55 @@ class MemoryStreamLog:
             measure=stored.measure,
             producer=producer,
             known=None if producer is None else stored.producers.get(producer.id),
-            rseq=run.run.head,
+            rseq=stored.run.run.head,
         )
-        self._make_room(sum(len(entry.json) for entry in step.entries))
-        self._store(stored, run, step.lane, step.entries)
-        if producer is not None:
-            return _with_producer(stored, producer, len(drafts), step)
-        last = stored.lane.head
-        return Appended(
-            last + 1 - max(1, len(step.entries)), last, step.repeated, _records(step.entries)
-        )
+        if step.entries:
+            self._make_room(step.lane.kept - stored.lane.kept)
+            self._store(stored, step)
+        if producer is not None and step.known is not None:
+            stored.producers[producer.id] = step.known
+        return step.answer(producer, len(drafts))
 
-    def _store(self, stored: _Stored, run: _Run, lane: Lane, entries: tuple[Entry, ...]) -> None:
-        stored.lane = lane
-        stored.entries.extend((entry.json, entry.size) for entry in entries)
-        if lane.durability == "commit":
-            run.order.extend(entry.json for entry in entries)
-            run.run = msgspec.structs.replace(run.run, head=len(run.order))
+    def _store(self, stored: _Stored, step: Step) -> None:
+        stored.lane = step.lane
+        stored.entries.extend(step.entries)
+        if (head := step.entries[-1].rseq) is not None:
+            stored.run.order.update((e.rseq, e) for e in step.entries if e.rseq is not None)
+            stored.run.run = msgspec.structs.replace(stored.run.run, head=head)
+        if (limit := step.lane.retention.max_bytes) is not None and step.lane.kept > limit:
+            self._trim(stored)
+
+    def _trim(self, stored: _Stored) -> None:
+        before = stored.lane
+        held = stored.entries[1:]
+        stored.lane = lanes.trimmed(before, ((e.sequence, e.length) for e in held))
+        self._bytes -= before.kept - stored.lane.kept
+        taken = stored.lane.floor - before.floor
+        _forget_order(stored.run, held[:taken])
+        del stored.entries[1 : 1 + taken]
 
     def _make_room(self, needed: int) -> None:
-        for run_id in list(self._runs) if self._bytes + needed > self._max_bytes else ():
+        self._bytes += needed
+        if self._bytes <= self._max_bytes:
+            return
+        for run_id in list(self._runs):
             if all(s.lane.state != "open" for s in self._runs[run_id].lanes.values()):
                 self._forget(run_id)
-            if self._bytes + needed <= self._max_bytes:
-                break
-        if self._bytes + needed > self._max_bytes:
-            raise OutOfSpace(
-                Code.STREAM_BUFFER_EXCEEDED,
-                f"the memory log is full ({self._max_bytes} bytes)",
-                hint="use durability `commit` for long streams, and end the streams that are done",
-            )
-        self._bytes += needed
+            if self._bytes <= self._max_bytes:
+                return
+        self._bytes -= needed
+        raise OutOfSpace(
+            Code.STREAM_BUFFER_EXCEEDED,
+            f"the memory log is full ({self._max_bytes} bytes)",
+            hint="use durability `commit` for long streams, and end the streams that are done",
+        )
+
+    async def fence(self, stream_id: str, producer_id: str) -> Known | None:
+        producers = self._stored(stream_id).producers
+        if (known := producers.get(producer_id)) is None:
+            return None
+        producers[producer_id] = lanes.fenced(known)
+        return producers[producer_id]
 
     async def read(
         self,
@@ -150,9 +189,11 @@ class MemoryStreamLog:
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
-        entries = self._stored(stream_id).entries[after : after + max_records]
-        return _decode_within([encoded for encoded, _ in entries], max_bytes)
+    ) -> list[Entry]:
+        stored = self._stored(stream_id)
+        check_kept(stored.lane)
+        begin = stored.after(after)
+        return within(stored.entries[begin : begin + max_records], max_bytes)
 
     async def read_run(
         self,
@@ -161,8 +202,37 @@ class MemoryStreamLog:
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
-        return _decode_within(self._run(run_id).order[after : after + max_records], max_bytes)
+    ) -> list[Entry]:
+        run = self._run(run_id)
+        order, found = run.order, list[Entry]()
+        for rseq in range(after + 1, run.run.head + 1):
+            if len(found) == max_records:
+                break
+            if (entry := order.get(rseq)) is not None:
+                found.append(entry)
+        return within(found, max_bytes)
+
+    async def at_time(self, id_: str, time_ms: int) -> int:
+        if (run := self._runs.get(id_)) is not None:
+            later = (rseq for rseq, entry in run.order.items() if entry.time_ms >= time_ms)
+            return next(later, run.run.head + 1) - 1
+        stored = self._stored(id_)
+        at = bisect_left(stored.entries, time_ms, key=lambda entry: entry.time_ms)
+        return stored.entries[at].sequence - 1 if at < len(stored.entries) else stored.lane.head
+
+    async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
+        found = [stored.lane for stored in self._lanes.values() if is_due(stored.lane, now)]
+        return found[:limit]
+
+    async def expire(self, stream_id: str) -> Lane:
+        stored = self._stored(stream_id)
+        self._bytes -= stored.lane.kept
+        _forget_order(stored.run, stored.entries)
+        stored.entries.clear()
+        stored.lane = msgspec.structs.replace(
+            stored.lane, state="expired", kept=0, floor=stored.lane.head + 1
+        )
+        return stored.lane
 
     async def delete_run(self, run_id: str) -> None:
         if run_id in self._runs:
@@ -175,7 +245,7 @@ class MemoryStreamLog:
     def _forget(self, run_id: str) -> None:
         for stored in self._runs.pop(run_id).lanes.values():
             del self._lanes[stored.lane.stream_id]
-            self._bytes -= sum(len(encoded) for encoded, _ in stored.entries)
+            self._bytes -= stored.lane.kept
 
     def _stored(self, stream_id: str) -> _Stored:
         if (stored := self._lanes.get(stream_id)) is None:
@@ -188,29 +258,16 @@ class MemoryStreamLog:
         return run
 
 
-def _with_producer(stored: _Stored, producer: Producer, count: int, step: lanes.Step) -> Appended:
-    last = producer.seq + count - 1
-    for offset, entry in enumerate(step.entries, producer.seq + step.skipped):
-        stored.sequences[producer.id, producer.epoch, offset] = entry.record.sequence
-    if not step.repeated:
-        stored.producers[producer.id] = Known(producer.epoch, last)
-    return Appended(
-        stored.sequences[producer.id, producer.epoch, producer.seq],
-        stored.sequences[producer.id, producer.epoch, last],
-        step.repeated,
-        _records(step.entries),
-    )
+def _forget_order(run: _Run, entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        if entry.rseq is not None:
+            run.order.pop(entry.rseq, None)
 
 
-def _records(entries: Sequence[Entry]) -> tuple[StreamChunk, ...]:
-    return tuple(entry.record for entry in entries)
-
-
-def _decode_within(encoded: Sequence[bytes], max_bytes: int) -> list[StreamChunk]:
-    records: list[StreamChunk] = []
-    for text in encoded:
-        max_bytes -= len(text)
-        if records and max_bytes < 0:
-            break
-        records.append(_decode(text))
-    return records
+def within(entries: Sequence[Entry], max_bytes: int) -> list[Entry]:
+    """The first entries that fit together, at least one."""
+    for count, entry in enumerate(entries):
+        max_bytes -= entry.length
+        if count and max_bytes < 0:
+            return list(entries[:count])
+    return list(entries)

@@ -5,25 +5,51 @@ deliver after the commit and carry `rseq`, the run-wide order; `memory` lanes ac
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Forbidden, NotFound
-from mentatlab.protocol.records import Cursor, Draft, Durability, Producer, StreamChunk
+from mentatlab.protocol import frames
+from mentatlab.protocol.errors import Code, Forbidden, Gone, NotFound
+from mentatlab.protocol.records import (
+    TERMINAL,
+    Cursor,
+    Draft,
+    Durability,
+    Producer,
+    RecordType,
+    StreamChunk,
+)
 
-LaneState = Literal["open", "ended", "errored"]
+LaneState = Literal["open", "ended", "errored", "expired"]
 
 READ_RECORDS = 256
 READ_BYTES = 256 * 1024
 
 
-class Lane(msgspec.Struct, frozen=True, kw_only=True):
-    """`head` is the last sequence; `chunks` and `bytes` (of payload JSON) count what stands.
+class Retention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Seconds and bytes; None = without limit.
+
+    `ttl_s`: an open lane that gets no record for so long ends as expired. `retain_s`: how long
+    after its end its records are kept. `max_bytes`: how much the lane keeps, newest first.
+    """
+
+    ttl_s: float | None = None
+    retain_s: float | None = None
+    max_bytes: int | None = None
+
+
+KEEP = Retention()
+
+
+class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`head` is the last sequence; `chunks` and `bytes` (of payloads) count what stands.
 
     `standing` are the sequence ranges (first, last) whose data records stand: a later attempt voids
     what an earlier one sent after `resume_from`. `external` lanes were opened by a client and may
-    be published to from outside; the others belong to the engine.
+    be published to from outside; the others belong to the engine. Of the records 2 to `floor` - 1
+    retention has taken the data; `kept` are the bytes of what is there. `key`: the last record
+    with the key flag. Times are Unix seconds; `started_ms` (Unix) is that of the first record.
     """
 
     stream_id: str
@@ -40,9 +66,15 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
     state: LaneState = "open"
     created_at: float = 0.0
+    changed_at: float = 0.0
+    started_ms: int = 0
     attempt: int = 0
     standing: tuple[tuple[int, int], ...] = ()
     external: bool = False
+    retention: Retention = KEEP
+    floor: int = 2
+    kept: int = 0
+    key: int = 0
 
     @property
     def cursor(self) -> Cursor:
@@ -63,23 +95,85 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return Cursor(self.epoch, self.head)
 
 
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A record as logs keep it and transports send it: encoded once.
+
+    `json` is its JSON form, `size` the bytes of its payload. A binary record has its `frame`
+    (`protocol.frames`, lane 0) too, and in `json` a `ref` to it.
+    """
+
+    stream_id: str
+    run_id: str
+    type: RecordType
+    sequence: int
+    rseq: int | None
+    time_ms: int  # Unix
+    size: int
+    json: bytes
+    frame: bytes | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes that it takes in a log."""
+        return len(self.json) if self.frame is None else len(self.json) + len(self.frame)
+
+    @property
+    def terminal(self) -> bool:
+        return self.type in TERMINAL
+
+    @property
+    def key(self) -> bool:
+        return self.frame is not None and bool(self.frame[1] & frames.KEY)
+
+    @property
+    def record(self) -> StreamChunk:
+        """Decoded anew each time; a binary record has its `bytes` in the payload."""
+        record = _decode(self.json)
+        if self.frame is not None:
+            del record.payload["ref"]
+            record.payload["bytes"] = bytes(frames.body_of(self.frame))
+        return record
+
+
+_decode = msgspec.json.Decoder(StreamChunk).decode
+
+
 class Appended(NamedTuple):
     """`first` to `last` are the batch's sequences; `duplicate`: the log had all of it before.
 
-    `records` are those that this call added, in order.
+    `entries` are those that this call added, in order. Sequences of what a producer sent very long
+    ago are 0: it is there, where is not known any more.
     """
 
     first: int
     last: int
     duplicate: bool
-    records: tuple[StreamChunk, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
 
 class Opened(NamedTuple):
-    """`records`: those that the call added."""
+    """`entries`: those that the call added."""
 
     lane: Lane
-    records: tuple[StreamChunk, ...] = ()
+    entries: tuple[Entry, ...] = ()
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """A producer as the log knows it: its epoch, its own last sequence that is appended, and where.
+
+    `places` are runs (producer's sequence, lane's sequence, count), the latest ones.
+    """
+
+    epoch: int
+    seq: int
+    places: tuple[tuple[int, int, int], ...] = ()
+
+    def sequence_of(self, seq: int) -> int:
+        """The lane's sequence of the producer's; 0 = not known any more."""
+        for first, sequence, count in reversed(self.places):
+            if first <= seq < first + count:
+                return sequence + seq - first
+        return 0
 
 
 class StreamLog(Protocol):
@@ -88,6 +182,9 @@ class StreamLog(Protocol):
     producer epoch is `Fenced(STREAM_FENCED)`, a hole in the producer's sequence
     `Conflict(STREAM_GAP_IN_PRODUCER)` with `details={"expected": n}`; an unknown lane or run is
     `NotFound(STREAM_UNKNOWN)`. The rules themselves are `lanes.append`. Times are Unix seconds.
+
+    A lane's retention is kept by the append that exceeds it. Of an expired lane nothing can be
+    read or appended (`Gone(STREAM_EXPIRED)`), but `get` still tells it.
     """
 
     async def create(self, lane: Lane) -> Lane:
@@ -110,6 +207,8 @@ class StreamLog(Protocol):
 
     async def run(self, run_id: str) -> Run: ...
 
+    async def producer(self, stream_id: str, producer_id: str) -> Known | None: ...
+
     async def append(
         self,
         stream_id: str,
@@ -119,6 +218,13 @@ class StreamLog(Protocol):
         producer: Producer | None = None,
     ) -> Appended: ...
 
+    async def fence(self, stream_id: str, producer_id: str) -> Known | None:
+        """The producer's epoch is raised by one: what it still sends under the old one is refused.
+
+        None for a producer that the lane does not know.
+        """
+        ...
+
     async def read(
         self,
         stream_id: str,
@@ -126,8 +232,11 @@ class StreamLog(Protocol):
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
-        """Records with sequence > `after` within the limits, at least one when there is one."""
+    ) -> list[Entry]:
+        """Records with sequence > `after` within the limits, at least one when there is one.
+
+        Where retention took some, the next that is there comes first.
+        """
         ...
 
     async def read_run(
@@ -137,13 +246,47 @@ class StreamLog(Protocol):
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
+    ) -> list[Entry]:
         """Records of the run's commit lanes with rseq > `after`, in that order."""
+        ...
+
+    async def at_time(self, id_: str, time_ms: int) -> int:
+        """The position (sequence; rseq of a run) before the first record at or after that time."""
+        ...
+
+    async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
+        """Open lanes whose `ttl_s` has passed and ended ones whose `retain_s` has."""
+        ...
+
+    async def expire(self, stream_id: str) -> Lane:
+        """Its records go; its name is kept so that readers learn why."""
         ...
 
     async def delete_run(self, run_id: str) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class ImmediateLog(Protocol):
+    """A log that has lanes to which it can append without waiting."""
+
+    def append_now(
+        self,
+        stream_id: str,
+        drafts: Sequence[Draft],
+        *,
+        now: float,
+        producer: Producer | None = None,
+    ) -> Appended | None:
+        """None: this lane is not one of them; use `append`."""
+        ...
+
+
+def is_due(lane: Lane, now: float) -> bool:
+    """Whether the lane's retention asks for the next step: the end of an open one, or expiry."""
+    limit = lane.retention.ttl_s if lane.state == "open" else lane.retention.retain_s
+    return lane.state != "expired" and limit is not None and lane.changed_at + limit <= now
 
 
 def find_place(lanes: Iterable[Lane], wanted: Lane) -> Lane | None:
@@ -160,9 +303,20 @@ def find_place(lanes: Iterable[Lane], wanted: Lane) -> Lane | None:
     return None
 
 
+def check_kept(lane: Lane) -> Lane:
+    """The lane, unless `Gone(STREAM_EXPIRED)`."""
+    if lane.state != "expired":
+        return lane
+    raise Gone(
+        Code.STREAM_EXPIRED,
+        f"the stream {lane.stream_id} was kept for {lane.retention.retain_s:g} s after its end",
+        hint="open streams with a longer `retain_s`, or without one",
+    )
+
+
 def unknown(stream_id: str) -> NotFound:
     return NotFound(
         Code.STREAM_UNKNOWN,
         f"there is no stream {stream_id[:80]!r}",
-        hint="streams with durability memory end with the server; open a new one",
+        hint="look at the run's `streams`, or open one with POST /api/v1/streams/init",
     )

@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 def parse_publication(message: object, *, stream_id: str, size: int) -> Publication:
     """A record with an optional `producer{id, epoch, seq}`; `Invalid(STREAM_RECORD_INVALID)`."""
-    draft = parse_draft(message)
+    draft = parse_draft(msgspec.json.encode(message))
     producer = message.get("producer") if is_object(message) else None
     return Publication(stream_id, draft, parse_producer(producer), size)
 
@@ -81,7 +81,7 @@ def parse_records(body: Any, *, stream_id: str) -> Batch:
             f"a batch has at most {BATCH_RECORDS} records, this one has {len(found)}",
             hint="send several batches; a producer's `seq` goes on over all of them",
         )
-    drafts = tuple(map(parse_draft, found))
+    drafts = tuple(parse_draft(msgspec.json.encode(one)) for one in found)
     return Batch(stream_id, drafts, producer)
 
 

@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from mentatlab.protocol.records import StreamChunk
-from mentatlab.streams.port import Lane
+from mentatlab.streams.port import Entry, Lane
 
 
 class StreamRegistry:
@@ -20,9 +19,9 @@ class StreamRegistry:
         """As it was when it was registered: ids and durability hold, counters do not."""
         return self._lanes.get(stream_id)
 
-    def appended(self, record: StreamChunk) -> None:
-        if record.terminal:
-            self._lanes.pop(record.stream_id, None)
+    def appended(self, entry: Entry) -> None:
+        if entry.terminal:
+            self._lanes.pop(entry.stream_id, None)
 
     def forget_run(self, run_id: str) -> None:
         for lane in [lane for lane in self._lanes.values() if lane.run_id == run_id]:

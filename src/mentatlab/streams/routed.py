@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 from mentatlab.protocol.errors import NotFound
-from mentatlab.protocol.records import Draft, Producer, StreamChunk
+from mentatlab.protocol.records import Draft, Producer
 from mentatlab.streams.memory import MemoryStreamLog
 from mentatlab.streams.port import (
     READ_BYTES,
     READ_RECORDS,
     Appended,
+    Entry,
+    Known,
     Lane,
     Opened,
     Run,
@@ -57,6 +59,34 @@ class RoutedLog:
         log = self._log_of(stream_id)
         return await log.append(stream_id, drafts, now=now, producer=producer)
 
+    def append_now(
+        self,
+        stream_id: str,
+        drafts: Sequence[Draft],
+        *,
+        now: float,
+        producer: Producer | None = None,
+    ) -> Appended | None:
+        if stream_id not in self._memory:
+            return None
+        return self._memory.append_now(stream_id, drafts, now=now, producer=producer)
+
+    async def producer(self, stream_id: str, producer_id: str) -> Known | None:
+        return await self._log_of(stream_id).producer(stream_id, producer_id)
+
+    async def fence(self, stream_id: str, producer_id: str) -> Known | None:
+        return await self._log_of(stream_id).fence(stream_id, producer_id)
+
+    async def at_time(self, id_: str, time_ms: int) -> int:
+        return await self._log_of(id_).at_time(id_, time_ms)
+
+    async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
+        found = await self._memory.due(now, limit=limit)
+        return found or await self._durable.due(now, limit=limit)
+
+    async def expire(self, stream_id: str) -> Lane:
+        return await self._log_of(stream_id).expire(stream_id)
+
     async def read(
         self,
         stream_id: str,
@@ -64,7 +94,7 @@ class RoutedLog:
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
+    ) -> list[Entry]:
         log = self._log_of(stream_id)
         return await log.read(stream_id, after, max_records=max_records, max_bytes=max_bytes)
 
@@ -75,7 +105,7 @@ class RoutedLog:
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
+    ) -> list[Entry]:
         try:
             return await self._durable.read_run(
                 run_id, after, max_records=max_records, max_bytes=max_bytes

@@ -5,24 +5,28 @@ records, lane, run order and producer state are committed together, and appends 
 share a commit.
 """
 
+import itertools
 import sqlite3
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Conflict
-from mentatlab.protocol.records import Draft, Producer, RecordType, StreamChunk
+from mentatlab.protocol.errors import Code, Conflict, NotFound
+from mentatlab.protocol.records import Draft, Producer, RecordType
 from mentatlab.sqlite import Database
 from mentatlab.streams import lanes
-from mentatlab.streams.lanes import Entry, Known
 from mentatlab.streams.port import (
     READ_BYTES,
     READ_RECORDS,
     Appended,
+    Entry,
+    Known,
     Lane,
     Opened,
     Run,
+    check_kept,
     find_place,
+    is_due,
     unknown,
 )
 
@@ -52,10 +56,20 @@ SCHEMA = (
         PRIMARY KEY (lane, producer)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE records DROP COLUMN producer;
+    ALTER TABLE records DROP COLUMN producer_epoch;
+    ALTER TABLE records DROP COLUMN producer_seq;
+    ALTER TABLE records RENAME COLUMN record TO json; -- JSON of `StreamChunk`
+    ALTER TABLE records ADD COLUMN frame BLOB; -- of a binary record
+    ALTER TABLE records ADD COLUMN time_ms INTEGER NOT NULL DEFAULT 0; -- Unix
+    UPDATE records SET time_ms = unixepoch(json_extract(CAST(json AS TEXT), '$.timestamp')) * 1000;
+    ALTER TABLE producers ADD COLUMN places TEXT NOT NULL DEFAULT '[]';
+    """,
 )
 
-_record = msgspec.json.Decoder(StreamChunk).decode
 _lane = msgspec.json.Decoder(Lane).decode
+_places = msgspec.json.Decoder(tuple[tuple[int, int, int], ...]).decode
 
 
 class SqliteStreamLog:
@@ -73,7 +87,7 @@ class SqliteStreamLog:
             if made.head:
                 return Opened(made)
             appended = _Append(connection, made.stream_id, None).carry_out([start], now)
-            return Opened(_find(connection, made.stream_id)[2], appended.records)
+            return Opened(_find(connection, made.stream_id)[2], appended.entries)
 
         return await self._database.write(work)
 
@@ -105,14 +119,15 @@ class SqliteStreamLog:
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
-        def work(connection: sqlite3.Connection) -> list[StreamChunk]:
-            lane, _, _ = _find(connection, stream_id)
-            return _decode_within(
+    ) -> list[Entry]:
+        def work(connection: sqlite3.Connection) -> list[Entry]:
+            id_, _, lane = _find(connection, stream_id)
+            check_kept(lane)
+            return _within(
                 connection.execute(
-                    "SELECT record FROM records WHERE lane = ? AND sequence > ?"
+                    f"SELECT {_ENTRY} WHERE records.lane = ? AND sequence > ?"
                     " ORDER BY sequence LIMIT ?",
-                    (lane, after, max_records),
+                    (id_, after, max_records),
                 ),
                 max_bytes,
             )
@@ -126,19 +141,43 @@ class SqliteStreamLog:
         *,
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
-    ) -> list[StreamChunk]:
-        def work(connection: sqlite3.Connection) -> list[StreamChunk]:
+    ) -> list[Entry]:
+        def work(connection: sqlite3.Connection) -> list[Entry]:
             _run(connection, run_id)
-            return _decode_within(
+            return _within(
                 connection.execute(
-                    "SELECT record FROM records WHERE run = (SELECT id FROM runs WHERE run_id = ?)"
-                    " AND rseq > ? ORDER BY rseq LIMIT ?",
+                    f"SELECT {_ENTRY} WHERE runs.run_id = ? AND rseq > ? ORDER BY rseq LIMIT ?",
                     (run_id, after, max_records),
                 ),
                 max_bytes,
             )
 
         return await self._database.read(work)
+
+    async def producer(self, stream_id: str, producer_id: str) -> Known | None:
+        def work(connection: sqlite3.Connection) -> Known | None:
+            return _producer(connection, _find(connection, stream_id)[0], producer_id)
+
+        return await self._database.read(work)
+
+    async def fence(self, stream_id: str, producer_id: str) -> Known | None:
+        return await self._database.write(lambda c: _fence(c, stream_id, producer_id))
+
+    async def at_time(self, id_: str, time_ms: int) -> int:
+        return await self._database.read(lambda connection: _at_time(connection, id_, time_ms))
+
+    async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
+        def work(connection: sqlite3.Connection) -> list[Lane]:
+            rows = connection.execute(
+                "SELECT lane FROM lanes WHERE lane LIKE '%retention%' ORDER BY id"
+            )
+            found = (lane for (text,) in rows if is_due(lane := _lane(text), now))
+            return list(itertools.islice(found, limit))
+
+        return await self._database.read(work)
+
+    async def expire(self, stream_id: str) -> Lane:
+        return await self._database.write(lambda connection: _expire(connection, stream_id))
 
     async def delete_run(self, run_id: str) -> None:
         await self._database.write(lambda connection: _delete(connection, run_id))
@@ -166,55 +205,55 @@ class _Append:
             known=self._known(),
             rseq=self._run_head(),
         )
-        if not step.repeated:
-            self._store(step, len(drafts))
-        last = step.lane.head
-        first = last + 1 - max(1, len(step.entries))
-        if self._producer is not None and step.skipped:
-            first = self._sequence_of(self._producer.seq)
-            last = self._sequence_of(self._producer.seq + len(drafts) - 1)
-        return Appended(first, last, step.repeated, tuple(e.record for e in step.entries))
+        if step.entries:
+            self._store(step)
+        return step.answer(self._producer, len(drafts))
 
-    def _store(self, step: lanes.Step, count: int) -> None:
+    def _store(self, step: lanes.Step) -> None:
         self._connection.executemany(
-            "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [self._row(entry, step.skipped + at) for at, entry in enumerate(step.entries)],
-        )
-        self._connection.execute(
-            "UPDATE lanes SET lane = ? WHERE id = ?",
-            (msgspec.json.encode(step.lane).decode(), self._id),
-        )
-        if (rseq := step.entries[-1].record.rseq) is not None:
-            self._connection.execute("UPDATE runs SET head = ? WHERE id = ?", (rseq, self._run))
-        if self._producer is not None:
-            self._connection.execute(
-                "INSERT OR REPLACE INTO producers VALUES (?, ?, ?, ?)",
+            "INSERT INTO records (run, lane, sequence, rseq, type, size, json, frame, time_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
                 (
+                    self._run,
                     self._id,
-                    self._producer.id,
-                    self._producer.epoch,
-                    self._producer.seq + count - 1,
-                ),
-            )
-
-    def _row(self, entry: Entry, offset: int) -> tuple[object, ...]:
-        record, producer = entry.record, self._producer
-        origin = (
-            (None, None, None)
-            if producer is None
-            else (producer.id, producer.epoch, producer.seq + offset)
+                    e.sequence,
+                    e.rseq,
+                    e.type,
+                    e.size,
+                    e.json,
+                    e.frame,
+                    e.time_ms,
+                )
+                for e in step.entries
+            ],
         )
-        place = (self._run, self._id, record.sequence, record.rseq)
-        return (*place, record.type, entry.size, *origin, entry.json)
+        _save(self._connection, self._id, self._trimmed(step.lane))
+        if (rseq := step.entries[-1].rseq) is not None:
+            self._connection.execute("UPDATE runs SET head = ? WHERE id = ?", (rseq, self._run))
+        if self._producer is not None and step.known is not None:
+            _save_producer(self._connection, self._id, self._producer.id, step.known)
+
+    def _trimmed(self, lane: Lane) -> Lane:
+        limit = lane.retention.max_bytes
+        if limit is None or lane.kept <= limit:
+            return lane
+        lengths = self._connection.execute(
+            "SELECT sequence, length(json) + coalesce(length(frame), 0) FROM records"
+            " WHERE lane = ? AND sequence >= ? ORDER BY sequence",
+            (self._id, lane.floor),
+        )
+        lane = lanes.trimmed(lane, lengths)
+        self._connection.execute(
+            "DELETE FROM records WHERE lane = ? AND sequence > 1 AND sequence < ?",
+            (self._id, lane.floor),
+        )
+        return lane
 
     def _known(self) -> Known | None:
         if self._producer is None:
             return None
-        row = self._connection.execute(
-            "SELECT epoch, seq FROM producers WHERE lane = ? AND producer = ?",
-            (self._id, self._producer.id),
-        ).fetchone()
-        return None if row is None else Known(*row)
+        return _producer(self._connection, self._id, self._producer.id)
 
     def _run_head(self) -> int:
         (head,) = self._connection.execute(
@@ -230,14 +269,67 @@ class _Append:
         ).fetchone()
         return size
 
-    def _sequence_of(self, producer_seq: int) -> int:
-        assert self._producer is not None
-        (sequence,) = self._connection.execute(
-            "SELECT sequence FROM records WHERE lane = ?"
-            " AND producer = ? AND producer_epoch = ? AND producer_seq = ?",
-            (self._id, self._producer.id, self._producer.epoch, producer_seq),
+
+_ENTRY = (
+    "stream_id, run_id, type, sequence, rseq, time_ms, size, json, frame FROM records"
+    " JOIN lanes ON lanes.id = records.lane JOIN runs ON runs.id = records.run"
+)
+
+
+def _save(connection: sqlite3.Connection, id_: int, lane: Lane) -> None:
+    encoded = msgspec.json.encode(lane).decode()
+    connection.execute("UPDATE lanes SET lane = ? WHERE id = ?", (encoded, id_))
+
+
+def _producer(connection: sqlite3.Connection, lane: int, producer: str) -> Known | None:
+    row = connection.execute(
+        "SELECT epoch, seq, places FROM producers WHERE lane = ? AND producer = ?", (lane, producer)
+    ).fetchone()
+    return None if row is None else Known(row["epoch"], row["seq"], _places(row["places"]))
+
+
+def _save_producer(connection: sqlite3.Connection, lane: int, producer: str, known: Known) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO producers (lane, producer, epoch, seq, places)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (lane, producer, known.epoch, known.seq, msgspec.json.encode(known.places).decode()),
+    )
+
+
+def _fence(connection: sqlite3.Connection, stream_id: str, producer: str) -> Known | None:
+    id_, _, _ = _find(connection, stream_id)
+    if (known := _producer(connection, id_, producer)) is None:
+        return None
+    known = lanes.fenced(known)
+    _save_producer(connection, id_, producer, known)
+    return known
+
+
+def _at_time(connection: sqlite3.Connection, id_: str, time_ms: int) -> int:
+    """First as a stream's, then as a run's id."""
+    try:
+        key, _, lane = _find(connection, id_)
+    except NotFound:
+        run = _run(connection, id_)
+        (found,) = connection.execute(
+            "SELECT min(rseq) FROM records WHERE run = (SELECT id FROM runs WHERE run_id = ?)"
+            " AND time_ms >= ?",
+            (id_, time_ms),
         ).fetchone()
-        return sequence
+        return run.head if found is None else found - 1
+    (found,) = connection.execute(
+        "SELECT min(sequence) FROM records WHERE lane = ? AND time_ms >= ?", (key, time_ms)
+    ).fetchone()
+    return lane.head if found is None else found - 1
+
+
+def _expire(connection: sqlite3.Connection, stream_id: str) -> Lane:
+    id_, _, lane = _find(connection, stream_id)
+    connection.execute("DELETE FROM records WHERE lane = ?", (id_,))
+    connection.execute("DELETE FROM producers WHERE lane = ?", (id_,))
+    lane = msgspec.structs.replace(lane, state="expired", kept=0, floor=lane.head + 1)
+    _save(connection, id_, lane)
+    return lane
 
 
 def _create(connection: sqlite3.Connection, lane: Lane) -> Lane:
@@ -306,11 +398,12 @@ def _delete(connection: sqlite3.Connection, run_id: str) -> None:
         connection.execute(f"DELETE FROM {table} WHERE {where}", {"run_id": run_id})
 
 
-def _decode_within(rows: Iterable[tuple[bytes]], max_bytes: int) -> list[StreamChunk]:
-    records: list[StreamChunk] = []
-    for (encoded,) in rows:
-        max_bytes -= len(encoded)
-        if records and max_bytes < 0:
+def _within(rows: Iterable[sqlite3.Row], max_bytes: int) -> list[Entry]:
+    entries: list[Entry] = []
+    for row in rows:
+        entry = Entry(row[0], row[1], RecordType(row[2]), *row[3:])
+        max_bytes -= entry.length
+        if entries and max_bytes < 0:
             break
-        records.append(_record(encoded))
-    return records
+        entries.append(entry)
+    return entries

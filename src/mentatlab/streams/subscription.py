@@ -1,33 +1,78 @@
 """A subscriber: a cursor and a byte credit, never a queue.
 
-    listen → take the head → read after the cursor (tail or log) → wait to be woken → read on
+    attach → take what the tail has, or load from the log → wait to be woken → take on
 
-Without credit nothing is read for it. A subscription is one reader's: `batch` for transports,
-`async for` for programs, not both.
+Without credit nothing is read for it. A subscription is one reader's: `take` and `load` for
+transports (see `pump`), `batch` or `async for` for programs.
 """
 
 import asyncio
 from collections import deque
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Gone, Invalid
-from mentatlab.protocol.records import Cursor, StreamChunk, parse_cursor
-from mentatlab.streams.buffer import Item, Tail, by_rseq, by_sequence
-from mentatlab.streams.port import READ_BYTES, StreamLog
+from mentatlab.protocol.errors import Code, Gone
+from mentatlab.protocol.records import Cursor, StreamChunk
+from mentatlab.streams.buffer import Item, Listener, Wake, by_rseq, by_sequence
+from mentatlab.streams.port import READ_BYTES, Lane, StreamLog
+from mentatlab.streams.positions import Gap, Start
 
 RUN_NODE = "_run"
 """The node whose lane is the projection of the run's own events; its end is the run's end."""
+
+Policy = Literal["log", "latest", "keyframe", "block"]
+Guard = Callable[[], Awaitable[None]]
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """A record passes when it matches one of each list that is given; starts and ends of a lane
+    that matches always do."""
+
+    type: tuple[str, ...] | None = None
+    node_id: tuple[str, ...] | None = None
+    pin_name: tuple[str, ...] | None = None
+    item: tuple[int, ...] | None = None
+
+    def passes(self, item: Item) -> bool:
+        record = item.entry.record
+        return (
+            (self.node_id is None or record.node_id in self.node_id)
+            and (self.pin_name is None or record.pin_name in self.pin_name)
+            and (record.type != "stream_data" or self._passes_data(record))
+        )
+
+    def _passes_data(self, record: StreamChunk) -> bool:
+        return (self.type is None or record.type in self.type) and (
+            self.item is None or record.item in self.item
+        )
+
+
+class Options(NamedTuple):
+    """How a reader wants it. `credit`: bytes that may be delivered before the first `grant`, None =
+    its own pace is enough. `rate`: a factor of recorded time, None = as fast as it can. `binary`:
+    it takes frames. `reader`: the node that reads, for `block`. `guard` is asked before what is
+    replayed from the log; it raises when the reader may not (any more).
+    """
+
+    credit: int | None = None
+    rate: float | None = None
+    policy: Policy = "log"
+    filter: Filter | None = None
+    binary: bool = False
+    reader: str = ""
+    guard: Guard | None = None
 
 
 class Feed(Protocol):
     """What is followed: a lane by sequence, or a run's commit lanes by rseq."""
 
-    @property
-    def key(self) -> str: ...
+    key: str
 
     async def read(self, after: int, max_bytes: int) -> list[Item]: ...
+
+    async def head(self) -> int: ...
 
     async def over(self, position: int) -> bool:
         """Whether nothing can come after `position`."""
@@ -39,8 +84,10 @@ class LaneFeed:
         self._log, self.key = log, stream_id
 
     async def read(self, after: int, max_bytes: int) -> list[Item]:
-        records = await self._log.read(self.key, after, max_bytes=max_bytes)
-        return [by_sequence(record) for record in records]
+        return [by_sequence(e) for e in await self._log.read(self.key, after, max_bytes=max_bytes)]
+
+    async def head(self) -> int:
+        return (await self._log.get(self.key)).head
 
     async def over(self, position: int) -> bool:
         lane = await self._log.get(self.key)
@@ -52,8 +99,10 @@ class RunFeed:
         self._log, self.key = log, run_id
 
     async def read(self, after: int, max_bytes: int) -> list[Item]:
-        records = await self._log.read_run(self.key, after, max_bytes=max_bytes)
-        return [by_rseq(record) for record in records]
+        return [by_rseq(e) for e in await self._log.read_run(self.key, after, max_bytes=max_bytes)]
+
+    async def head(self) -> int:
+        return (await self._log.run(self.key)).head
 
     async def over(self, position: int) -> bool:
         """When its lanes have ended, the run's own among them; a client's run has none of those."""
@@ -61,63 +110,11 @@ class RunFeed:
         engine = [x for x in lanes if not x.external]
         complete = not engine or any(x.node_id == RUN_NODE for x in engine)
         ended = bool(lanes) and all(x.state != "open" for x in engine or lanes)
-        return complete and ended and position >= (await self._log.run(self.key)).head
-
-
-class Gap(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """What a reader asked for and cannot get: the log goes on after `next`, under another epoch."""
-
-    from_: str
-    to: str
-    reason: str
-    next: str
-
-
-class Start(NamedTuple):
-    """Where reading begins (a position already had), and what the reader must be told first.
-
-    `fresh`: the reader has nothing yet, so it gets the lane's first `stream_start` in any case.
-    """
-
-    position: int
-    fresh: bool
-    gap: Gap | None = None
-
-
-def start_at(from_: str | int, head: Cursor) -> Start:
-    """`from_`: start, latest, a sequence (inclusive) or a cursor (exclusive)."""
-    match from_:
-        case "start":
-            return Start(0, fresh=True)
-        case "latest":
-            return Start(head.sequence, fresh=True)
-        case str() if not (from_.isascii() and from_.isdigit() and len(from_) < 19):
-            return _after(parse_cursor(from_), head)
-        case _ if 0 <= int(from_) < 10**18:
-            return Start(max(0, int(from_) - 1), fresh=True)
-        case _:
-            raise Invalid(
-                Code.STREAM_CURSOR_INVALID,
-                f"{from_} is not a sequence",
-                hint="sequences count from 1",
-            )
-
-
-def _after(cursor: Cursor, head: Cursor) -> Start:
-    if cursor.epoch != head.epoch:
-        begin = str(Cursor(head.epoch, 0))
-        return Start(0, fresh=True, gap=Gap(str(cursor), begin, "epoch", begin))
-    if cursor.sequence > head.sequence:
-        raise Invalid(
-            Code.STREAM_CURSOR_INVALID,
-            f"the cursor {cursor} lies after the last record",
-            hint="use the id of the last event you got, unchanged",
-        )
-    return Start(cursor.sequence, fresh=cursor.sequence == 0)
+        return complete and ended and position >= await self.head()
 
 
 class SubscriptionStatistics(NamedTuple):
-    """Bytes of record JSON: delivered so far, granted in all (None = no limit), held just now."""
+    """Bytes: delivered so far, granted in all (None = no limit), held just now."""
 
     position: int
     delivered: int
@@ -126,111 +123,260 @@ class SubscriptionStatistics(NamedTuple):
 
 
 class Subscription:
-    """`over` is true once everything up to the terminal record was read.
+    """`over` is true once everything up to the terminal record was taken.
 
-    `gap` is set when the asked cursor belongs to another epoch: a transport tells it before the
-    records; iteration raises `Gone(STREAM_LOST)`. `preface` is the lane's `stream_start` for a
-    reader who begins further on, outside the order. Records are shared: do not change payloads.
+    `head` is the feed's cursor when listening had begun. Closing it closes the `listener`.
+    `gap` is set when what is taken next does not follow on what was: a transport says it first and
+    clears it. `preface` is the lane's `stream_start` for a reader who begins further on, outside
+    the order. `lane` is the lane when it was attached, None for a run. Items are shared.
     """
 
     def __init__(
         self,
         feed: Feed,
-        tail: Tail,
-        wake: asyncio.Event,
+        listener: Listener,
         *,
-        epoch: int,
+        lane: Lane | None,
+        head: Cursor,
         start: Start,
         over: bool,
         preface: Item | None,
-        credit: int | None,
+        options: Options,
+        detach: Callable[["Subscription"], None],
     ) -> None:
-        self._feed, self._tail, self._wake = feed, tail, wake
-        self._epoch, self._position = epoch, start.position
-        self.gap, self.over, self.preface = start.gap, over, preface
+        self._feed, self._tail, self._options = feed, listener.tail, options
+        self._listener = listener
+        self._epoch, self._head, self._position = *head, start.position
+        self.gap, self.over, self.preface, self.lane = start.gap, over, preface, lane
+        self._is_run = lane is None
+        self._checked = -1  # the position at which a run was last found to go on
         self._ending = False
-        self._granted, self._delivered, self._held = credit, 0, 0
+        self._granted, self._delivered, self._held = options.credit, 0, 0
+        self._pace: tuple[int, float] | None = None  # record time in ms, loop time in s
+        self._timer: asyncio.TimerHandle | None = None
         self._pending: deque[Item] = deque()
+        self._detach = detach
+        self._news: asyncio.Event | None = None
+
+    @property
+    def id(self) -> str:
+        return self._feed.key
+
+    @property
+    def policy(self) -> Policy:
+        return self._options.policy
 
     @property
     def cursor(self) -> Cursor:
         """After the last record that was handed out."""
-        return Cursor(self._epoch, self._position)
+        ahead = self._pending[0].position - 1 if self._pending else self._position
+        return Cursor(self._epoch, ahead)
 
     def cursor_at(self, item: Item) -> Cursor:
         return Cursor(self._epoch, item.position)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def close(self) -> None:
+        """Idempotent; nothing is delivered afterwards."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.over = True
+        self._listener.close()
+        self._detach(self)
+
+    @property
+    def on_wake(self) -> Wake:
+        """Called when `take` may have something new."""
+        return self._listener.on_wake
+
+    @on_wake.setter
+    def on_wake(self, wake: Wake) -> None:
+        self._listener.on_wake = wake
 
     def grant(self, max_bytes: int) -> None:
         """The absolute number of bytes that may be delivered in all; a lower one changes nothing.
 
         A record is delivered while any credit is left, so the last one may go over by its own size.
         """
-        if self._granted is not None:
-            self._granted = max(self._granted, max_bytes)
-            self._wake.set()
+        if self._granted is not None and max_bytes > self._granted:
+            self._granted = max_bytes
+            self.on_wake()
 
     def statistics(self) -> SubscriptionStatistics:
         return SubscriptionStatistics(self._position, self._delivered, self._granted, self._held)
 
+    # ------------------------------------------------------------------ for transports
+
+    def take(self, room: int = READ_BYTES) -> list[Item] | None:
+        """What can be handed out now, at most `room` bytes or one item.
+
+        []: nothing now; `wake` says when to try again, unless it is `over`. None: the log must be
+        asked, `await load()`. Set `gap` is told before the items.
+        """
+        self._held = 0
+        room = self._room(room)
+        while room > 0 and not self.over:
+            if self._options.policy != "log":
+                self._skip(room)
+            items = self._tail.read(self._position, room, self._options.binary)
+            if items is None and self._tail.untouched and self._position >= self._head:
+                items = []
+            if items is None or (not items and self._unsure()):
+                return None
+            if not items:
+                return items
+            if found := self._handed_out(items):
+                return found
+            if self._timer is not None:
+                return found
+        return []
+
+    async def load(self, room: int = READ_BYTES) -> list[Item]:
+        """As `take`, from the log; [] also when a run turns out to be over.
+
+        What `guard` and the log raise.
+        """
+        if self._options.guard is not None:
+            await self._options.guard()
+        room = self._room(room)
+        while room > 0 and not self.over:
+            if self._options.policy == "latest" and (head := await self._feed.head()):
+                self._skip_to(head)
+            items = await self._feed.read(self._position, room)
+            if not items:
+                self._checked = self._position
+                self.over = self._ending and await self._feed.over(self._position)
+                return items
+            found = self._handed_out(items)
+            if found or self._timer is not None:
+                return found
+        return []
+
+    def _room(self, room: int) -> int:
+        return room if self._granted is None else min(room, self._granted - self._delivered)
+
+    def _unsure(self) -> bool:
+        """In a run others may still publish after its last terminal record was read."""
+        return self._is_run and self._ending and self._checked != self._position
+
+    def _handed_out(self, items: Sequence[Item]) -> list[Item]:
+        """Those of the items, one after the other, that may go now; moves the cursor."""
+        if items[0].position != self._position + 1:
+            self._miss(items[0].position, "retention")
+        items = self._due(_contiguous(items))
+        for item in items:
+            if item.entry.terminal:
+                self._ending = True
+        if not items:
+            return []
+        self._position = items[-1].position
+        if self._ending and not self._is_run:
+            self.over = True
+        wanted = self._options.filter
+        found = [item for item in items if wanted is None or wanted.passes(item)]
+        self._held = sum(item.size(self._options.binary) for item in found)
+        self._delivered += self._held
+        return found
+
+    def _skip(self, room: int) -> None:
+        """Policies that would rather miss records than be late."""
+        newest = self._tail.newest
+        if newest is None or newest.position <= self._position + 1:
+            return
+        if self._options.policy == "latest":
+            self._skip_to(newest.position)
+        elif self._options.policy == "keyframe":
+            items = self._tail.read(self._position, room, self._options.binary)
+            behind = items is None or items[-1].position < newest.position
+            if behind and (key := self._tail.newest_key(self._position)) is not None:
+                self._skip_to(key.position)
+
+    def _skip_to(self, position: int) -> None:
+        if position > self._position + 1:
+            self._miss(position, "dropped")
+
+    def _miss(self, position: int, reason: str) -> None:
+        """What comes next is at that position. Two gaps in a row are one."""
+        begin = self.gap.from_ if self.gap is not None else str(self.cursor)
+        kind = reason if self.gap is None else self.gap.reason
+        end = str(Cursor(self._epoch, position - 1))
+        self.gap = Gap(begin, end, kind, end)
+        self._position = position - 1
+
+    def _due(self, items: Sequence[Item]) -> Sequence[Item]:
+        """At a rate: those whose time has come; the rest will wake the reader."""
+        if self._options.rate is None:
+            return items
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._pace is None:
+            self._pace = (items[0].entry.time_ms, now)
+        self._timer = None
+        for count, item in enumerate(items):
+            wait = self._time_of(item, self._options.rate) - now
+            if wait > 0:
+                self._timer = loop.call_later(wait, self._time_has_come)
+                return items[:count]
+        return items
+
+    def _time_of(self, item: Item, rate: float) -> float:
+        assert self._pace is not None
+        recorded_ms, began = self._pace
+        return began + (item.entry.time_ms - recorded_ms) / 1000 / rate
+
+    def _time_has_come(self) -> None:
+        self._timer = None
+        self.on_wake()
+
+    # ------------------------------------------------------------------ for programs
+
     async def batch(self, idle_s: float | None = None) -> list[Item]:
         """The next records, at most 256 KiB or one; [] when over, or after `idle_s` without any."""
-        self._held = 0
-        items = await self._next(idle_s)
-        if items:
-            self._position = items[-1].position
-        return items
+        if self._news is None:
+            self._news = asyncio.Event()
+            self.on_wake = self._news.set
+        try:
+            async with asyncio.timeout(idle_s):
+                return await self._next(self._news)
+        except TimeoutError:
+            return []
+
+    async def _next(self, news: asyncio.Event) -> list[Item]:
+        while not self.over:
+            news.clear()
+            items = self.take()
+            if items is None:
+                items = await self.load()
+            if items:
+                return items
+            if not self.over:
+                await news.wait()
+        return []
 
     def __aiter__(self) -> "Subscription":
         return self
 
     async def __anext__(self) -> StreamChunk:
-        if self.gap is not None:
+        if not self._pending:
+            self._pending.extend(await self.batch())
+        if self.gap is not None and self.gap.reason != "dropped":
             raise Gone(
                 Code.STREAM_LOST,
-                f"the stream has begun again since {self.gap.from_}",
+                f"records after {self.gap.from_} cannot be had any more ({self.gap.reason})",
                 hint="read it from the start",
             )
         if not self._pending:
-            self._pending.extend(await self._next(None))
-        if not self._pending:
             raise StopAsyncIteration
-        item = self._pending.popleft()
-        self._position = item.position
-        self._held -= len(item.json)
-        return item.record
+        return self._pending.popleft().entry.record
 
-    async def _next(self, idle_s: float | None) -> list[Item]:
-        try:
-            async with asyncio.timeout(idle_s):
-                while not self.over:
-                    self._wake.clear()
-                    if items := await self._fetch():
-                        return items
-                    if not await self._has_ended():
-                        await self._wake.wait()
-        except TimeoutError:
-            pass
-        return []
 
-    async def _has_ended(self) -> bool:
-        """In a run others may still publish after its last terminal record was read."""
-        if self._ending:
-            self.over = await self._feed.over(self._position)
-        return self.over
-
-    async def _fetch(self) -> list[Item]:
-        """Takes all or, cancelled, nothing."""
-        room = READ_BYTES
-        if self._granted is not None:
-            room = min(room, self._granted - self._delivered)
-        if room <= 0:
-            return []
-        items = self._tail.read(self._position, room)
-        if items is None:
-            items = await self._feed.read(self._position, room)
-        if any(item.record.terminal for item in items):
-            self._ending = True
-            self.over = await self._feed.over(items[-1].position)
-        self._held = sum(len(item.json) for item in items)
-        self._delivered += self._held
+def _contiguous(items: Sequence[Item]) -> Sequence[Item]:
+    """Up to the first hole."""
+    first = items[0].position
+    if items[-1].position - first == len(items) - 1:
         return items
+    holed = (at for at, item in enumerate(items) if item.position != first + at)
+    return items[: next(holed)]

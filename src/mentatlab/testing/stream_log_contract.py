@@ -30,13 +30,12 @@ from mentatlab.protocol.records import (
     Durability,
     Producer,
     RecordType,
-    StreamChunk,
     data_draft,
     end_draft,
     error_draft,
     start_draft,
 )
-from mentatlab.streams.port import Appended, Lane, StreamLog
+from mentatlab.streams.port import Appended, Entry, Lane, StreamLog
 
 NOW = 1_700_000_000.0
 
@@ -66,8 +65,8 @@ async def append(
     return await log.append(stream_id, drafts, now=NOW + 1.5, producer=producer)
 
 
-def values(records: Sequence[StreamChunk]) -> list[Any]:
-    return [record.payload.get("data") for record in records]
+def values(records: Sequence[Entry]) -> list[Any]:
+    return [entry.record.payload.get("data") for entry in records]
 
 
 def numbers(*values: int) -> list[Draft]:
@@ -95,7 +94,7 @@ class StreamLogContract:
         assert (made.head, made.attempt) == (1, 1)
         assert await log.get(made.stream_id) == made
         again = await log.open(lane(), start_draft(attempt=2), now=NOW)
-        assert (again.lane, again.records) == (made, ())
+        assert (again.lane, again.entries) == (made, ())
 
     async def test_a_run_is_one_workspaces(self, log: StreamLog) -> None:
         await log.create(lane())
@@ -127,9 +126,13 @@ class StreamLogContract:
         assert (appended.first, appended.last, appended.duplicate) == (2, 3, False)
         records = await log.read(stream_id, 0)
         assert [r.sequence for r in records] == [1, 2, 3]
-        assert tuple(records[1:]) == appended.records
-        assert records[1].timestamp == "2023-11-14T22:13:21.500Z"
-        assert (records[1].node_id, records[1].pin_name, records[1].run_id) == ("a", "out", "rn_1")
+        assert tuple(records[1:]) == appended.entries
+        assert records[1].record.timestamp == "2023-11-14T22:13:21.500Z"
+        assert (records[1].record.node_id, records[1].record.pin_name, records[1].run_id) == (
+            "a",
+            "out",
+            "rn_1",
+        )
 
     async def test_read_keeps_its_limits_and_gives_at_least_one(self, log: StreamLog) -> None:
         stream_id = await opened(log)
@@ -151,7 +154,7 @@ class StreamLogContract:
         end = (await log.read(stream_id, 3))[0]
         sizes = sum(len(msgspec.json.encode(d.payload)) for d in numbers(1, 2))
         expected = {"reason": "complete", "chunks": 2, "bytes": sizes, "duration_ms": 1500}
-        assert end.payload == expected
+        assert end.record.payload == expected
         assert (await log.get(stream_id)).state == "ended"
         for late in (data_draft(3), end_draft("complete", chunks=0), start_draft(attempt=2)):
             with pytest.raises(Conflict) as caught:
@@ -202,7 +205,7 @@ class StreamLogContract:
         await append(log, stream_id, end_draft("complete", chunks=0))
         end = (await log.read(stream_id, 8))[0]
         kept = sum(len(msgspec.json.encode(d.payload)) for d in numbers(1, 2, 30))
-        assert (end.payload["chunks"], end.payload["bytes"]) == (3, kept)
+        assert (end.record.payload["chunks"], end.record.payload["bytes"]) == (3, kept)
 
     async def test_an_attempt_starts_once_and_an_older_one_is_fenced(self, log: StreamLog) -> None:
         stream_id = await opened(log)
