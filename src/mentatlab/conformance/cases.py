@@ -101,7 +101,7 @@ def _branches(verb: str, step: Step) -> Iterable[list[Step]]:
         case "repeat":
             return [step["steps"]]
         case _:
-            return []
+            return [step["then"]] if "then" in step else []
 
 
 def _bad(case: Case, message: str) -> Invalid:

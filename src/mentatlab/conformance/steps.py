@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from mentatlab.conformance.cases import Step, verb_of
@@ -22,7 +22,7 @@ AT_ANY_TIME = frozenset({"mark", "credit", "throttle", "published"})
 MAIN = "main"
 
 
-async def play(world: World, steps: list[Step]) -> None:
+async def play(world: World, steps: Sequence[Step]) -> None:
     for number, step in enumerate(steps, 1):
         verb = verb_of(step, VERBS)
         assert verb is not None
@@ -134,17 +134,42 @@ async def connect(
     world.check({"status": 101, **expect}, answer)
 
 
-async def plain(world: World, id_: str, *, from_: Any = None, **options: Any) -> None:
+async def plain(
+    world: World,
+    id_: str,
+    *,
+    as_: str = MAIN,
+    from_: Any = None,
+    auth: str | None = None,
+    expect: Mapping[str, Any] = {},
+    window: int | None = None,
+    pong: bool = True,
+) -> None:
     """`connect` without a subprotocol."""
-    query = "" if from_ is None else f"?from={from_}"
-    await connect(world, f"/ws/streams/{id_}{query}", **options)
+    path = f"/ws/streams/{id_}" + ("" if from_ is None else f"?from={from_}")
+    await connect(world, path, as_=as_, auth=auth, expect=expect, window=window, pong=pong)
 
 
-async def msp(world: World, id_: str, *, as_: str = MAIN, **options: Any) -> None:
+async def msp(
+    world: World,
+    id_: str,
+    *,
+    as_: str = MAIN,
+    auth: str | None = None,
+    window: int | None = None,
+    pong: bool = True,
+) -> None:
     """`connect` with `msp.v1+json`, and `welcome`."""
-    chosen = {"headers": {"sec-websocket-protocol": PROTOCOL}}
-    path = f"/ws/streams/{id_}"
-    await connect(world, path, as_=as_, protocol=PROTOCOL, expect=chosen, **options)
+    await connect(
+        world,
+        f"/ws/streams/{id_}",
+        as_=as_,
+        protocol=PROTOCOL,
+        auth=auth,
+        expect={"headers": {"sec-websocket-protocol": PROTOCOL}},
+        window=window,
+        pong=pong,
+    )
     await expect(world, [{"type": "welcome"}], client=as_)
 
 
@@ -243,13 +268,20 @@ async def await_(world: World, pattern: Any, *, client: str = MAIN) -> None:
     await _await(world, pattern, client, _anything)
 
 
-async def sequence(world: World, ends: list[Any], *, client: str = MAIN) -> None:
-    """Records with all the sequences from the first to the last, in order, of any form."""
+async def sequence(
+    world: World, ends: list[Any], *, client: str = MAIN, then: Sequence[Step] = ()
+) -> None:
+    """Records with all the sequences from the first to the last, in order, of any form.
+
+    `then`: steps after each, with its sequence as `$n`.
+    """
     first, last = world.fill(ends)
     for number in range(first, last + 1):
         record = {"type": {"$regex": "^stream_"}, "sequence": number}
         forms = [record, {"binary": {"sequence": number}}, {"data": record}]
         await _await(world, {"$in": forms}, client, _may_pass)
+        world.bound["n"] = number
+        await play(world, then)
 
 
 async def quiet(world: World, client: str) -> None:
