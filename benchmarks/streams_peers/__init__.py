@@ -1,0 +1,1 @@
+"""Streams under load, ours beside other servers; see ../README.md."""
