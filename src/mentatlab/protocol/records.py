@@ -36,7 +36,8 @@ class StreamChunk(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True,
     """One record. `sequence` is dense from 1 in its lane, `rseq` in its run (commit lanes only).
 
     `payload` of data holds exactly one of `data` (inline JSON), `ref` (media reference) and `bytes`
-    (a binary record; in JSON a `ref` to it), beside `metadata`. `timestamp` is RFC 3339 UTC with ms; `pts_us`, `dur_us` are media time in µs.
+    (a binary record; in JSON a `ref` to it), beside `metadata`. `timestamp` is RFC 3339 UTC with
+    ms; `pts_us`, `dur_us` are media time in µs.
     """
 
     type: RecordType

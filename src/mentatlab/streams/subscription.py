@@ -335,6 +335,7 @@ class Subscription:
 
     async def batch(self, idle_s: float | None = None) -> list[Item]:
         """The next records, at most 256 KiB or one; [] when over, or after `idle_s` without any."""
+        self._held = 0
         if self._news is None:
             self._news = asyncio.Event()
             self.on_wake = self._news.set
@@ -370,7 +371,9 @@ class Subscription:
             )
         if not self._pending:
             raise StopAsyncIteration
-        return self._pending.popleft().entry.record
+        item = self._pending.popleft()
+        self._held -= item.size(self._options.binary)
+        return item.entry.record
 
 
 def _contiguous(items: Sequence[Item]) -> Sequence[Item]:
