@@ -51,7 +51,6 @@ class WebSocket:
         self._pongs = True
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.body = b""
 
     @classmethod
     async def open(
@@ -84,8 +83,6 @@ class WebSocket:
             accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest()).decode()
             if self.headers.get("sec-websocket-accept") != accept:
                 raise ConnectionError("Sec-WebSocket-Accept does not answer the key")
-        else:
-            self.body = await self._reader.readexactly(int(self.headers.get("content-length", 0)))
 
     def send(self, opcode: int, data: bytes) -> None:
         self.write(websocket_frame(opcode, data))

@@ -31,14 +31,14 @@ class UnboundError(LookupError):
 
 def fill(template: Any, bound: Mapping[str, Any]) -> Any:
     """The template as JSON. `{"$text": n}` is n letters, `{"$list": n, "of": …}` n elements (with
-    `$i` from 1), `{"$deep": n}` lists n deep."""
+    `$i` from 1), `{"$nested": n}` the text of a record whose data are lists n deep."""
     match template:
         case str():
             return _fill_text(template, bound)
         case {"$text": int(count)}:
             return "x" * count
-        case {"$deep": int(depth)}:
-            return [fill({"$deep": depth - 1}, bound)] if depth > 1 else []
+        case {"$nested": int(depth)}:
+            return f'{{"data": {"[" * depth}{"]" * depth}}}'
         case {"$list": count, "of": element}:
             total = int(fill(count, bound))
             return [fill(element, {**bound, "i": number}) for number in range(1, total + 1)]

@@ -95,7 +95,7 @@ async def http(
     elif text is not None or content is not None:
         options["content"] = content if text is None else str(world.fill(text)).encode()
     pattern, fault = {"status": 200, **expect}, ""
-    async with _patience(world, lambda: f"not within the time: {fault}"):
+    async with _patience(world, lambda: f"not within the time: {fault or 'no answer'}"):
         while True:
             response = await world.request(method, path, **options)
             fault = match(pattern, answer_of(response), world.bound)
@@ -121,7 +121,7 @@ async def connect(
     window: int | None = None,
     pong: bool = True,
 ) -> None:
-    """A WebSocket; `expect` of the handshake's answer: `status` (101), `headers`, `json`."""
+    """A WebSocket; `expect` of the handshake's answer: `status` (101), `headers`."""
     told = {
         "Sec-WebSocket-Protocol": str(world.fill(protocol or "")),
         **world.headers(headers, auth),
@@ -129,9 +129,7 @@ async def connect(
     async with _patience(world, lambda: "no answer to the handshake"):
         socket = await WebSocket.open(world.url + world.fill(path), told, window=window, pong=pong)
     world.add(as_, socket)
-    problem = json.loads(socket.body) if socket.body else None
-    answer = {"status": socket.status, "headers": socket.headers, "json": problem}
-    world.check({"status": 101, **expect}, answer)
+    world.check({"status": 101, **expect}, {"status": socket.status, "headers": socket.headers})
 
 
 async def plain(
@@ -343,6 +341,11 @@ async def let(world: World, names: Mapping[str, Any]) -> None:
     world.bound.update(world.fill(names))
 
 
+async def check(world: World, pattern: Any, *, of: Any) -> None:
+    """That what was remembered fits."""
+    world.check(pattern, world.fill(of))
+
+
 @contextlib.asynccontextmanager
 async def _patience(world: World, complaint: Callable[[], str]) -> AsyncGenerator[None]:
     try:
@@ -376,4 +379,5 @@ VERBS: dict[str, Callable[..., Awaitable[None]]] = {
     "together": together,
     "repeat": repeat,
     "let": let,
+    "check": check,
 }
