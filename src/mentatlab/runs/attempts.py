@@ -33,6 +33,8 @@ from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.store import RunStore
 from mentatlab.runs.values import Values, stream_value
 from mentatlab.streams.hub import StreamingConnectionManager
+from mentatlab.streams.port import Appended
+from mentatlab.streams.subscription import Options
 
 MAX_CHUNK_BYTES = 256 * 1024
 """A chunk over this is stored, and its record refers to it."""
@@ -130,7 +132,8 @@ class NodeAttempt:
 
     async def run(self) -> AttemptEnded:
         try:
-            ended = await self._attempt()
+            with self._services.hub.working(self._run.id, self._node.id):
+                ended = await self._attempt()
         except* MentatError as group:
             ended = self._ended(error=fault_of(first_of(group)))
         except* Exception as group:  # a bug here must not leave the run waiting
@@ -354,13 +357,14 @@ class NodeAttempt:
         after = self.consumed.get(edge.target_pin, 0)
         name = self._stream_of(edge)
         if name is not None:
-            async for element in self._lane(name, after):
+            async for element in self._lane(name, after, reader=self._node.id):
                 yield element
         elif after == 0 and (value := self._values.of(edge)) is not None:
             yield Element(1, value, is_reference(value))
 
-    def _lane(self, name: str, after: int = 0) -> AsyncIterator[Element]:
-        return elements(self._services.hub, name, after=after, standing=self._standing.get(name))
+    def _lane(self, name: str, after: int = 0, *, reader: str = "") -> AsyncIterator[Element]:
+        standing = self._standing.get(name)
+        return elements(self._services.hub, name, after=after, standing=standing, reader=reader)
 
     async def _listen(self, live: Attempt, out_dir: Path) -> None:
         """Everything that waits is taken together, so that many small chunks share a commit."""
@@ -442,7 +446,9 @@ class NodeAttempt:
                 id=f"{self._run.id}/{self._node.id}/", epoch=self.number, seq=sent + 1
             )
             name = stream_id(self._run.id, self._node.id, pin)
-            appended = await self._services.hub.publish(name, batch, producer=producer)
+            appended = await self._appended(name, batch, producer)
+            if appended is None:
+                return
             self._sent[pin], self._heads[pin] = sent + len(batch), appended.last
             if sent == 0:
                 self._tell(
@@ -453,6 +459,19 @@ class NodeAttempt:
                         attempt=self.number,
                     )
                 )
+
+    async def _appended(
+        self, name: str, batch: Sequence[Draft], producer: Producer
+    ) -> Appended | None:
+        """None when the attempt was stopped while a reader held it back."""
+        hub = self._services.hub
+        publishing = asyncio.ensure_future(hub.publish(name, batch, producer=producer))
+        await asyncio.wait({publishing, self._stop}, return_when=asyncio.FIRST_COMPLETED)
+        if publishing.done():
+            return publishing.result()
+        publishing.cancel()
+        await asyncio.wait({publishing})
+        return None
 
     # -- outputs
 
@@ -529,9 +548,14 @@ async def elements(
     *,
     after: int = 0,
     standing: Standing | None = None,
+    reader: str = "",
 ) -> AsyncIterator[Element]:
-    """The standing data of a lane, in order, as they come. Without `standing` all of it stands."""
-    async with hub.subscribe(name, from_=after + 1) as records:
+    """The standing data of a lane, in order, as they come. Without `standing` all of it stands.
+
+    `reader` is the node that holds the lane's publisher back to its own pace; "" holds nobody.
+    """
+    options = Options(policy="block", reader=reader) if reader else Options()
+    async with hub.subscribe(name, from_=after + 1, options=options) as records:
         async for record in records:
             match record.type:
                 case RecordType.DATA:

@@ -382,7 +382,9 @@ class Conductor:
         if not edge.source_is_list:
             name = self._lane(edge.source, edge.source_pin)
             standing = self._standing.get(name)
-            async for element in elements(self._services.hub, name, after=after, standing=standing):
+            async for element in elements(
+                self._services.hub, name, after=after, standing=standing, reader=node.id
+            ):
                 yield element
             return
         value = self.values.of(edge)

@@ -7,7 +7,7 @@ them. Readers pull at their own pace (`Subscription`), so a publisher never wait
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,7 @@ from mentatlab.protocol.records import (
     start_draft,
 )
 from mentatlab.sqlite import Database
+from mentatlab.streams.backpressure import Backpressure, Hold
 from mentatlab.streams.buffer import BufferManager, BufferStatistics, Item, by_rseq, by_sequence
 from mentatlab.streams.memory import MemoryStreamLog
 from mentatlab.streams.port import (
@@ -84,12 +85,14 @@ class StreamSession:
 
 
 class HubStatistics(NamedTuple):
-    """`open` lanes by durability as this process knows them, and its readers."""
+    """`open` lanes by durability as this process knows them, its readers, and the streams whose
+    publishers wait for one."""
 
     open: dict[str, int]
     subscriptions: int
     held_bytes: int
     buffers: BufferStatistics
+    held_back: tuple[str, ...] = ()
 
 
 class StreamingConnectionManager:
@@ -106,6 +109,7 @@ class StreamingConnectionManager:
         self._immediate = _immediate(self._log)
         self._registry = StreamRegistry()
         self._buffers = BufferManager()
+        self._backpressure = Backpressure()
         self._subscriptions: set[Subscription] = set()
         self._appending: set[asyncio.Task[Any]] = set()
         self.draining = asyncio.Event()
@@ -163,15 +167,24 @@ class StreamingConnectionManager:
     ) -> Appended:
         """Append, then wake the readers. Returns when the lane's durability allows.
 
-        A cancelled caller's append is carried out and delivered.
+        Data wait while a reader with the policy `block` lags too far; a cancelled caller's append
+        is carried out and delivered. `OutOfSpace(STREAM_BUFFER_EXCEEDED)`.
         """
+        gate = self._backpressure.gates.get(stream_id)
+        if gate is not None and any(draft.type is RecordType.DATA for draft in drafts):
+            await gate.room()
         return await self._carried_out(self._append(stream_id, drafts, producer))
+
+    def working(self, run_id: str, node_id: str) -> AbstractContextManager[None]:
+        """A node of a run is at work meanwhile (see `backpressure`)."""
+        return self._backpressure.live(run_id, node_id)
 
     def publish_now(
         self, stream_id: str, drafts: Sequence[Draft], *, producer: Producer | None = None
     ) -> Appended | None:
-        """`publish` without waiting, to a lane that allows it (not `commit`); None for others."""
-        if self._immediate is None:
+        """`publish` without waiting, to a lane that allows it (not `commit`, and no reader holds
+        the publisher back); None for others."""
+        if self._immediate is None or stream_id in self._backpressure.gates:
             return None
         appended = self._immediate.append_now(
             stream_id, drafts, now=self._clock(), producer=producer
@@ -201,6 +214,8 @@ class StreamingConnectionManager:
 
     def _deliver(self, entries: Sequence[Entry]) -> None:
         first = entries[0]
+        if (gate := self._backpressure.gates.get(first.stream_id)) is not None:
+            gate.appended(entries)
         self._registry.appended(entries[-1])
         self._feed(first.stream_id, entries, by_sequence)
         if first.rseq is not None:
@@ -315,15 +330,18 @@ class StreamingConnectionManager:
             found = await self.find(id_)
             start = await self._start(id_, found, from_)
             feed = self._feed_of(id_, found)
+            over = await feed.over(start.position)
+            preface = await self._preface(found, start)
             subscription = Subscription(
                 feed,
                 listener,
                 lane=found if isinstance(found, Lane) else None,
                 head=found.cursor,
                 start=start,
-                over=await feed.over(start.position),
-                preface=await self._preface(found, start),
+                over=over,
+                preface=preface,
                 options=options,
+                hold=self._hold(found, start, options),
                 detach=self._subscriptions.discard,
             )
         except BaseException:
@@ -331,6 +349,17 @@ class StreamingConnectionManager:
             raise
         self._subscriptions.add(subscription)
         return subscription
+
+    def _hold(self, found: Lane | Run, start: Start, options: Options) -> Hold | None:
+        if options.policy != "block":
+            return None
+        if isinstance(found, Run):
+            raise Invalid(
+                Code.INVALID_REQUEST,
+                "a run cannot be followed with the policy `block`",
+                hint="subscribe to the one stream whose publisher shall wait",
+            )
+        return self._backpressure.hold(found, options.reader or new_id("reader"), start.position)
 
     async def _start(self, id_: str, found: Lane | Run, from_: str | int) -> Start:
         asked = parse_from(from_, found.cursor)
@@ -391,6 +420,7 @@ class StreamingConnectionManager:
             subscriptions=len(self._subscriptions),
             held_bytes=sum(s.statistics().held for s in self._subscriptions),
             buffers=self._buffers.statistics(),
+            held_back=self._backpressure.held_back(),
         )
 
     async def drain(self) -> None:

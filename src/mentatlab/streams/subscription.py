@@ -15,6 +15,7 @@ import msgspec
 
 from mentatlab.protocol.errors import Code, Gone
 from mentatlab.protocol.records import Cursor, StreamChunk
+from mentatlab.streams.backpressure import Hold
 from mentatlab.streams.buffer import Item, Listener, Wake, by_rseq, by_sequence
 from mentatlab.streams.port import READ_BYTES, Lane, StreamLog
 from mentatlab.streams.positions import Gap, Start
@@ -142,6 +143,7 @@ class Subscription:
         over: bool,
         preface: Item | None,
         options: Options,
+        hold: Hold | None,
         detach: Callable[["Subscription"], None],
     ) -> None:
         self._feed, self._tail, self._options = feed, listener.tail, options
@@ -155,6 +157,8 @@ class Subscription:
         self._pace: tuple[int, float] | None = None  # record time in ms, loop time in s
         self._timer: asyncio.TimerHandle | None = None
         self._pending: deque[Item] = deque()
+        self._hold = hold
+        self._unconsumed: deque[Item] = deque()  # of a reader who holds its publisher back
         self._detach = detach
         self._news: asyncio.Event | None = None
 
@@ -185,6 +189,8 @@ class Subscription:
             self._timer.cancel()
         self.over = True
         self._listener.close()
+        if self._hold is not None:
+            self._hold.close()
         self._detach(self)
 
     @property
@@ -204,6 +210,12 @@ class Subscription:
         if self._granted is not None and max_bytes > self._granted:
             self._granted = max_bytes
             self.on_wake()
+
+    def acknowledge(self, position: int) -> None:
+        """What was handed out up to there is consumed; for `block`: its publisher may go on."""
+        if self._hold is not None:
+            while self._unconsumed and self._unconsumed[0].position <= position:
+                self._hold.consumed(self._unconsumed.popleft().entry)
 
     def statistics(self) -> SubscriptionStatistics:
         return SubscriptionStatistics(self._position, self._delivered, self._granted, self._held)
@@ -227,10 +239,10 @@ class Subscription:
             if items is None or (not items and self._unsure()):
                 return None
             if not items:
+                self._starve(True)
                 return items
-            if found := self._handed_out(items):
-                return found
-            if self._timer is not None:
+            found = self._handed_out(items)
+            if found or self._timer is not None:
                 return found
         return []
 
@@ -248,6 +260,7 @@ class Subscription:
             items = await self._feed.read(self._position, room)
             if not items:
                 self._checked = self._position
+                self._starve(True)
                 self.over = self._ending and await self._feed.over(self._position)
                 return items
             found = self._handed_out(items)
@@ -275,11 +288,18 @@ class Subscription:
         self._position = items[-1].position
         if self._ending and not self._is_run:
             self.over = True
+        self._starve(False)
+        if self._hold is not None:
+            self._unconsumed.extend(items)
         wanted = self._options.filter
         found = [item for item in items if wanted is None or wanted.passes(item)]
         self._held = sum(item.size(self._options.binary) for item in found)
         self._delivered += self._held
         return found
+
+    def _starve(self, starved: bool) -> None:
+        if self._hold is not None:
+            self._hold.starve(starved)
 
     def _skip(self, room: int) -> None:
         """Policies that would rather miss records than be late."""
@@ -336,6 +356,7 @@ class Subscription:
     async def batch(self, idle_s: float | None = None) -> list[Item]:
         """The next records, at most 256 KiB or one; [] when over, or after `idle_s` without any."""
         self._held = 0
+        self.acknowledge(self._position)
         if self._news is None:
             self._news = asyncio.Event()
             self.on_wake = self._news.set
@@ -361,6 +382,7 @@ class Subscription:
         return self
 
     async def __anext__(self) -> StreamChunk:
+        self.acknowledge(self.cursor.sequence)
         if not self._pending:
             self._pending.extend(await self.batch())
         if self.gap is not None and self.gap.reason != "dropped":
