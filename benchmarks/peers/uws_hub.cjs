@@ -1,10 +1,13 @@
 // A hub on uWebSockets.js (C++), with its own publish and subscribe; argument: port.
 const uWS = require('uwebsockets');
 
+const FRAMES = 1024;
 const streams = new Map();
 function find(name) {
   let stream = streams.get(name);
-  if (!stream) streams.set(name, (stream = { name, log: [], responses: new Set() }));
+  if (!stream) streams.set(name, (stream = {
+    name, log: [], responses: new Set(), chunks: 0, frames: new Array(FRAMES),
+  }));
   return stream;
 }
 
@@ -25,6 +28,14 @@ function publish(stream, message) {
   if (stream.responses.size) setImmediate(send, stream, Buffer.from(`data: ${text}\n\n`));
 }
 
+// A binary frame of our protocol: its sequence stands at byte 8. The log keeps the last of them.
+function publishBinary(stream, message) {
+  const frame = message.slice(0);
+  new DataView(frame).setBigUint64(8, BigInt(++stream.chunks));
+  stream.frames[stream.chunks % FRAMES] = frame;
+  app.publish(stream.name, frame, true);
+}
+
 const upgrade = (response, request, context) =>
   response.upgrade(
     { stream: find(request.getParameter(0)) },
@@ -36,7 +47,10 @@ const upgrade = (response, request, context) =>
 const limits = { maxPayloadLength: 1 << 20, maxBackpressure: 1 << 20 };
 
 app.ws('/pub/:name', {
-  ...limits, upgrade, message: (socket, message) => publish(socket.getUserData().stream, message),
+  ...limits,
+  upgrade,
+  message: (socket, message, isBinary) =>
+    (isBinary ? publishBinary : publish)(socket.getUserData().stream, message),
 });
 app.ws('/sub/:name', {
   ...limits, upgrade, open: (socket) => socket.subscribe(socket.getUserData().stream.name),

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
 
 from benchmarks.streams_peers.clients import Clients
-from benchmarks.streams_peers.drive import Load, pace, saturate
-from benchmarks.streams_peers.hubs import Hub, Running, ours, peers
+from benchmarks.streams_peers.drive import Load, Plan, pace, saturate
+from benchmarks.streams_peers.hubs import CPLUSPLUS, Hub, Running, ours, peers
 from benchmarks.table import percentile
 
 STREAMS = 256
@@ -14,40 +13,33 @@ FANS = 1000
 PACED_STREAMS, PACED_RATE = 1000, 10_000  # in all: 10 messages a second and stream
 ON_THEIR_WAY = (1, 8)
 """Messages of a stream that are sent before the first has arrived: each alone, or in batches."""
-ASKED = {"FastAPI": 2.5, "aiohttp": 1.7, "uWebSockets.js (C++)": 1 / 1.5}
+ASKED = {"FastAPI": 2.5, "aiohttp": 1.7, CPLUSPLUS: 1 / 1.5}
 """How many times what one core of this peer delivers, one core of ours should."""
 ASKED_PACED = "p95 <= 3 ms, p99 <= 10 ms, <= 60 us"
 Loads = Mapping[str, Sequence[Load]]
 
 
-class Plan(NamedTuple):
-    """How long it may take."""
-
-    rounds: int
-    seconds: float
-
-
-def streams(plan: Plan, missing: dict[str, str]) -> None:
+def streams(plan: Plan, troubles: dict[str, str]) -> None:
     title = f"{STREAMS} streams, a publisher and a subscriber each"
-    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", missing)], plan, STREAMS, 1)
+    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", troubles)], plan, STREAMS, 1)
 
 
-def fan_out(plan: Plan, missing: dict[str, str]) -> None:
+def fan_out(plan: Plan, troubles: dict[str, str]) -> None:
     title = f"1 publisher, {FANS:,} subscribers on WebSocket"
-    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", missing)], plan, 1, FANS)
+    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", troubles)], plan, 1, FANS)
 
 
-def fan_out_sse(plan: Plan, missing: dict[str, str]) -> None:
+def fan_out_sse(plan: Plan, troubles: dict[str, str]) -> None:
     title = f"1 publisher, {FANS:,} subscribers on SSE"
-    _saturated(title, [ours("sse"), *peers("sse", missing)], plan, 1, FANS)
+    _saturated(title, [ours("sse"), *peers("sse", troubles)], plan, 1, FANS)
 
 
-def paced(plan: Plan, missing: dict[str, str]) -> None:
+def paced(plan: Plan, troubles: dict[str, str]) -> None:
     def measure(running: Running) -> dict[str, Load]:
         with Clients(running.port, running.channels(PACED_STREAMS, 1)) as clients:
-            return {"": pace(clients, running.pid, PACED_RATE, plan.seconds)}
+            return {"": pace(clients, running.pid, plan, PACED_RATE)}
 
-    hubs = [ours("plain"), ours("msp"), *peers("ws", missing)]
+    hubs = [ours("plain"), ours("msp"), *peers("ws", troubles)]
     loads = _rounds(hubs, measure, plan.rounds)[""]
     print(f"\n{PACED_STREAMS:,} streams, 10 messages a second each; asked of ours: {ASKED_PACED}")
     print(f"  {'':<24}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'us each':>9}{_SHARES}{'lost':>7}")
@@ -62,7 +54,7 @@ def _saturated(title: str, hubs: Sequence[Hub], plan: Plan, streams: int, reader
     def measure(running: Running) -> dict[str, Load]:
         with Clients(running.port, running.channels(streams, readers)) as clients:
             return {
-                f"{window} on the way": saturate(clients, running.pid, plan.seconds, window)
+                f"{window} on the way": saturate(clients, running.pid, plan, window)
                 for window in ON_THEIR_WAY
             }
 

@@ -15,7 +15,7 @@ from benchmarks.streams_peers.wire import MARK, Channel, Dialogue
 READ_BYTES = 1 << 16
 TOGETHER = 100  # connections opened at a time: within every server's backlog
 PORTS = 5000  # connections of one source address, so that ports never run out
-HEARD_S = 20.0
+HEARD_S = 10.0
 DEAF_BYTES = 4096
 _BIND_ADDRESS_NO_PORT = 24  # the port is chosen by connect; `socket` names it from Python 3.12 on
 _KEPT = len(MARK) - 1

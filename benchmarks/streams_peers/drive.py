@@ -8,9 +8,16 @@ from typing import NamedTuple
 
 from benchmarks.streams_peers.clients import Clients, Group
 
-WARM_S = 0.5  # before anything counts: compilers and buffers warm up
 LATE_S = 2.0  # how long the last messages may take
 _now = time.perf_counter
+
+
+class Plan(NamedTuple):
+    """How long a measurement may take: `warm_s` seconds before anything counts, `seconds` then."""
+
+    rounds: int
+    seconds: float
+    warm_s: float
 
 
 class Load(NamedTuple):
@@ -56,13 +63,13 @@ class _Meter:
         return _now(), cpu_s(self._pid), time.process_time()
 
 
-def saturate(clients: Clients, pid: int, seconds: float, window: int) -> Load:
+def saturate(clients: Clients, pid: int, plan: Plan, window: int) -> Load:
     """Closed loops: of every stream `window` messages are on their way, no fewer than before."""
     for group in clients.groups:
         _refill(clients, group, window)
-    _exchange(clients, WARM_S, window)
+    _exchange(clients, plan.warm_s, window)
     meter = _Meter(pid)
-    return meter.load(_exchange(clients, seconds, window))
+    return meter.load(_exchange(clients, plan.seconds, window))
 
 
 def _exchange(clients: Clients, seconds: float, window: int) -> int:
@@ -81,11 +88,11 @@ def _refill(clients: Clients, group: Group, window: int) -> None:
         clients.send(group, due)
 
 
-def pace(clients: Clients, pid: int, rate: float, seconds: float) -> Load:
+def pace(clients: Clients, pid: int, plan: Plan, rate: float) -> Load:
     """`rate` messages a second in all, evenly spaced, stream after stream, whatever comes back."""
-    _paced(clients, rate, WARM_S)
+    _paced(clients, rate, plan.warm_s)
     meter = _Meter(pid)
-    latencies = _paced(clients, rate, seconds)
+    latencies = _paced(clients, rate, plan.seconds)
     load = meter.load(len(latencies))
     until = _now() + LATE_S
     while (lost := _owed(clients)) and _now() < until:

@@ -46,6 +46,7 @@ class Hub(NamedTuple):
     start: Callable[[], AbstractContextManager[Running]]
 
 
+CPLUSPLUS = "uWebSockets.js (C++)"
 CORES = sorted(os.sched_getaffinity(0))[:2]
 """The server's and the generator's."""
 
@@ -55,14 +56,14 @@ def ours(client: Client, *, durability: str = "memory") -> Hub:
     return Hub(f"MentatLab, {client}", partial(_ours, client, durability))
 
 
-def peers(kind: Kind, missing: dict[str, str]) -> list[Hub]:
-    """Those that can be had; the reasons of the others are added to `missing`."""
-    websocket = partial(_hub_channels, kind)
+def peers(kind: Kind, troubles: dict[str, str]) -> list[Hub]:
+    """Those that can be had; why the others cannot is added to `troubles`."""
+    websocket = partial(hub_channels, kind)
     known = [
         ("FastAPI", fetch.fastapi, servers.hub, websocket),
         ("aiohttp", fetch.aiohttp, servers.hub, websocket),
         ("Node ws" if kind == "ws" else "Node http", fetch.ws, servers.hub, websocket),
-        ("uWebSockets.js (C++)", fetch.uwebsockets, servers.hub, websocket),
+        (CPLUSPLUS, fetch.uwebsockets, servers.hub, websocket),
     ]
     if kind == "ws":
         known += [
@@ -74,7 +75,7 @@ def peers(kind: Kind, missing: dict[str, str]) -> list[Hub]:
         try:
             found.append(Hub(name, partial(_peer, start, command(), channels)))
         except fetch.PeerMissingError as error:
-            missing[name] = str(error)
+            troubles[name] = f"cannot be had: {error}"
     return found
 
 
@@ -141,7 +142,7 @@ def subscription(stream: str) -> Step:
     return Step(say(type="subscribe", id=stream, max_bytes=BOUNDLESS), b'"subscribed"')
 
 
-def _hub_channels(kind: Kind, streams: int, readers: int) -> list[Channel]:
+def hub_channels(kind: Kind, streams: int, readers: int) -> list[Channel]:
     message = frame(record(SIZE))
     switched = b"101 Switching Protocols"
     made: list[Channel] = []

@@ -1,17 +1,32 @@
-"""What is asked of ours alone: commit lanes, opening, idle connections, a stalled one, chunks."""
+"""What is asked of ours alone: commit lanes, opening, idle connections, a stalled one, chunks.
+
+Beside the chunks, C++ shows what this machine's loopback can carry.
+"""
 
 import asyncio
 import resource
 import socket
-import struct
 import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from benchmarks import commits as disk
-from benchmarks.streams_peers.beside import Plan
 from benchmarks.streams_peers.clients import Clients, connect, listen
-from benchmarks.streams_peers.drive import Load, memory, pace, saturate
-from benchmarks.streams_peers.hubs import Client, Running, init, msp, ours, reader, subscription
+from benchmarks.streams_peers.drive import Load, Plan, memory, pace, saturate
+from benchmarks.streams_peers.hubs import (
+    CPLUSPLUS,
+    Client,
+    Hub,
+    Running,
+    hub_channels,
+    init,
+    msp,
+    ours,
+    peers,
+    reader,
+    subscription,
+)
 from benchmarks.streams_peers.wire import (
     BINARY,
     Channel,
@@ -24,6 +39,7 @@ from benchmarks.streams_peers.wire import (
     say,
 )
 from benchmarks.table import Row, percentile, show
+from mentatlab.protocol.frames import Frame, encode
 
 COMMIT_STREAMS, COMMIT_RATE = 100, 5000
 INITS = 200
@@ -32,10 +48,11 @@ SPARE_FILES = 200  # of the server and of this process, beside the connections
 SETTLE_S = 1.0
 STALL_READERS, STALL_RATE, STALL_TEXT = 20, 500, 4096
 CHUNK, CHUNK_STREAMS, CHUNK_WINDOW = 64 << 10, 4, 4
+CHUNK_MESSAGE = frame(encode(Frame(lane=1, sequence=0, body=payload(CHUNK))), BINARY)
 KEPT_BYTES = 64 << 20  # of a lane of chunks, so that they do not fill the memory
 
 
-def commits(plan: Plan, _: dict[str, str]) -> None:
+def commits(plan: Plan, _troubles: dict[str, str]) -> None:
     rows = asyncio.run(disk.run())
     hub = ours("msp", durability="commit")
     loads: list[Load] = []
@@ -43,7 +60,7 @@ def commits(plan: Plan, _: dict[str, str]) -> None:
         with hub.start() as running:
             channels = running.channels(COMMIT_STREAMS, 1)
             with Clients(running.port, channels) as clients:
-                loads.append(pace(clients, running.pid, COMMIT_RATE, 2 * plan.seconds))
+                loads.append(pace(clients, running.pid, plan, COMMIT_RATE))
     name = f"commit lanes, {COMMIT_STREAMS} streams, {COMMIT_RATE:,} msg/s"
     rows += _latencies(name, loads, asked="<= 12 ms p95")
     rows.append(Row("  its cost a message", median(x.cost_us for x in loads), "us"))
@@ -56,7 +73,7 @@ def _latencies(name: str, loads: list[Load], asked: str) -> list[Row]:
     return [Row(name, p50, "ms p50"), Row(name, p95, "ms p95", asked)]
 
 
-def init_times(plan: Plan, _: dict[str, str]) -> None:
+def init_times(plan: Plan, _troubles: dict[str, str]) -> None:
     """From the first byte of `POST init` to the first record, read over SSE."""
     rows = [row for row in asyncio.run(disk.run()) if row.unit == "ms p99"]
     with ours("sse").start() as running:
@@ -83,7 +100,7 @@ def _opened(port: int, durability: str) -> float:
         return (time.perf_counter() - begun) * 1000
 
 
-def idle(plan: Plan, _: dict[str, str]) -> None:
+def idle(plan: Plan, _troubles: dict[str, str]) -> None:
     """Memory that the server's process gains per connection that waits for records."""
     wanted = 10_000 if plan.rounds > 1 else 2000
     count = min(wanted, _files(wanted + SPARE_FILES) - SPARE_FILES)
@@ -119,16 +136,16 @@ def _files(wanted: int) -> int:
     return min(hard, wanted)
 
 
-def stalled(plan: Plan, _: dict[str, str]) -> None:
+def stalled(plan: Plan, _troubles: dict[str, str]) -> None:
     """Beside the same load without it, in turns; memory too."""
     calm: list[Load] = []
     beside: list[Load] = []
     held: list[float] = []
     with ours("msp").start() as running:
-        _among(running, plan.seconds, stalled=0)  # the memory that any load takes once
+        _among(running, plan, stalled=0)  # the memory that any load takes once
         for _ in range(plan.rounds + 1):
-            without, usual = _among(running, plan.seconds, stalled=0)
-            load, growth = _among(running, plan.seconds, stalled=1)
+            without, usual = _among(running, plan, stalled=0)
+            load, growth = _among(running, plan, stalled=1)
             calm.append(without)
             beside.append(load)
             held.append((growth - usual) / 1024)
@@ -144,48 +161,54 @@ def stalled(plan: Plan, _: dict[str, str]) -> None:
     show(f"One of {STALL_READERS + 1} subscribers takes nothing", rows)
 
 
-def _among(running: Running, seconds: float, *, stalled: int) -> tuple[Load, float]:
+def _among(running: Running, plan: Plan, *, stalled: int) -> tuple[Load, float]:
     """And the bytes that the server's process gained."""
     [stream] = init(running.port, 1, "memory", max_bytes=KEPT_BYTES)
     dialogue = reader(stream, "msp")
     channel = Channel(msp(stream), [dialogue] * STALL_READERS, frame(record(STALL_TEXT)))
     before = memory(running.pid)
     with Clients(running.port, [channel], [dialogue] * stalled) as clients:
-        load = pace(clients, running.pid, STALL_RATE, seconds)
+        load = pace(clients, running.pid, plan, STALL_RATE)
         return load, memory(running.pid) - before
 
 
-def chunks(plan: Plan, _: dict[str, str]) -> None:
+def chunks(plan: Plan, troubles: dict[str, str]) -> None:
     rows: list[Row] = []
     for durability, asked in (("memory", ">= 500 MB/s"), ("commit", ">= 100 MB/s")):
-        loads: list[Load] = []
-        for _ in range(plan.rounds):
-            with ours("msp").start() as running:
-                channels = _chunk_channels(running.port, durability)
-                with Clients(running.port, channels) as clients:
-                    loads.append(saturate(clients, running.pid, plan.seconds, CHUNK_WINDOW))
-        megabytes = CHUNK / 1e6
-        rate = median(x.rate for x in loads) * megabytes
-        rows += [
-            Row(f"{durability} lanes", rate, "MB/s"),
-            Row("  a core second", megabytes / median(x.cost_us for x in loads) * 1e6, "MB", asked),
-            Row("  the generator", median(x.generator for x in loads) * 100, "% of a core"),
-        ]
+        channels = partial(_chunk_channels, durability)
+        rows += _chunks(f"{durability} lanes", ours("msp"), channels, plan, asked)
+    for hub in peers("ws", troubles):
+        if hub.name == CPLUSPLUS:
+            rows += _chunks(hub.name, hub, _plain_chunk_channels, plan, "")
     show(f"Binary chunks of {CHUNK >> 10} KiB, {CHUNK_STREAMS} streams, one subscriber each", rows)
 
 
-def _chunk_channels(port: int, durability: str) -> list[Channel]:
+def _chunks(
+    name: str, hub: Hub, channels: Callable[[int], list[Channel]], plan: Plan, asked: str
+) -> list[Row]:
+    loads: list[Load] = []
+    for _ in range(plan.rounds):
+        with hub.start() as running, Clients(running.port, channels(running.port)) as clients:
+            loads.append(saturate(clients, running.pid, plan, CHUNK_WINDOW))
+    a_core = median(CHUNK / x.cost_us for x in loads)  # bytes a µs of the processor = MB a second
+    return [
+        Row(name, median(x.rate for x in loads) * CHUNK / 1e6, "MB/s"),
+        Row("  per core", a_core, "MB/s", asked),
+        Row("  the generator", median(x.generator for x in loads) * 100, "% of a core"),
+    ]
+
+
+def _chunk_channels(durability: str, port: int) -> list[Channel]:
     streams = init(port, CHUNK_STREAMS, durability, max_bytes=KEPT_BYTES)
     return [
         Channel(
             msp(each, Step(say(type="publish", id=each), b'"publishing"')),
             [msp(each, subscription(each))],
-            frame(_binary(payload(CHUNK)), BINARY),
+            CHUNK_MESSAGE,
         )
         for each in streams
     ]
 
 
-def _binary(data: bytes, lane: int = 1) -> bytes:
-    """A chunk with its header of 40 bytes, as the protocol's reference has it."""
-    return struct.pack(">BBHIQqIHHII", 1, 0, lane, len(data), 0, 0, 0, 0, 0, 0, 0) + data
+def _plain_chunk_channels(_port: int) -> list[Channel]:
+    return [each._replace(message=CHUNK_MESSAGE) for each in hub_channels("ws", CHUNK_STREAMS, 1)]
