@@ -130,13 +130,6 @@ class Authority(Protocol):
         ...
 
 
-class Close(NamedTuple):
-    """How a connection ends. 1000, 1012 and 40xx: come back and resume; 41xx: stop and raise."""
-
-    code: int
-    reason: str = ""
-
-
 class Accepted(NamedTuple):
     """`subprotocol` is the one that the handshake answers."""
 
