@@ -199,10 +199,18 @@ class StreamingConnectionManager:
 
     async def _carried_out(self, work: Coroutine[Any, Any, T]) -> T:
         """Whatever becomes of the caller."""
+        return await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Work that goes on whatever becomes of the caller; `aclose` waits for it."""
         task = asyncio.create_task(work)
         self._appending.add(task)
         task.add_done_callback(self._appending.discard)
-        return await asyncio.shield(task)
+        return task
+
+    async def fence(self, stream_id: str, producer_id: str) -> None:
+        """What this producer still sends under its epoch is refused."""
+        await self._log.fence(stream_id, producer_id)
 
     async def _append(
         self, stream_id: str, drafts: Sequence[Draft], producer: Producer | None
