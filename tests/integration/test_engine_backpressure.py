@@ -58,11 +58,12 @@ def producer(root: Path, agent_id: str, *pins: str, total: bool = False) -> Path
     return write_agent(root, agent_id, program.replace("TOTAL", str(total)), outputs=outputs)
 
 
-def consumer(root: Path, agent_id: str, program: str, *pins: tuple[str, str]) -> Path:
+def consumer(
+    root: Path, agent_id: str, program: str, *pins: tuple[str, str], **manifest: Any
+) -> Path:
     inputs = [{"name": name, "type": kind} for name, kind in pins]
-    return write_agent(
-        root, agent_id, program, inputs=inputs, outputs=[{"name": "text", "type": "string"}]
-    )
+    outputs = [{"name": "text", "type": "string"}]
+    return write_agent(root, agent_id, program, inputs=inputs, outputs=outputs, **manifest)
 
 
 def flow(*edges: tuple[str, str], **params: Any) -> dict[str, Any]:
@@ -91,9 +92,11 @@ async def result(house: House, document: dict[str, Any]) -> str:
 
 
 async def test_a_diamond_that_reads_one_input_fully_before_the_other(tmp_path: Path) -> None:
+    """Warm: each of its inputs has a window of its own, so y fills up while x is read."""
+    pins, warm = (("x", "stream"), ("y", "stream")), {"execution": {"warm": True}}
     agents = [
         producer(tmp_path, "test.a", "x", "y"),
-        consumer(tmp_path, "test.d", ONE_AFTER_THE_OTHER, ("x", "stream"), ("y", "stream")),
+        consumer(tmp_path, "test.d", ONE_AFTER_THE_OTHER, *pins, **warm),
     ]
     async with open_house(tmp_path / "home", agents) as house:
         found = await result(house, flow(("a.x", "d.x"), ("a.y", "d.y")))
