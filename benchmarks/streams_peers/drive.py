@@ -2,12 +2,14 @@
 
 import os
 import select
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.streams_peers.clients import Clients, Group
 
+FILL_S = 30.0
 LATE_S = 2.0  # how long the last messages may take
 _now = time.perf_counter
 
@@ -83,8 +85,21 @@ def _exchange(clients: Clients, seconds: float, window: int) -> int:
     return delivered
 
 
-def _refill(clients: Clients, group: Group, window: int) -> None:
-    if due := group.delivered // group.readers + window - group.sent:
+def fill(clients: Clients, count: int, window: int = 4) -> None:
+    """`count` messages of every stream, delivered when this returns."""
+    for group in clients.groups:
+        _refill(clients, group, window, count)
+    until = _now() + FILL_S
+    while _owed(clients):
+        if _now() > until:
+            raise TimeoutError(f"{_owed(clients)} messages were not delivered in {FILL_S} s")
+        for reader, got in clients.received(1.0):
+            reader.group.delivered += got
+            _refill(clients, reader.group, window, count)
+
+
+def _refill(clients: Clients, group: Group, window: int, most: int = sys.maxsize) -> None:
+    if due := min(group.delivered // group.readers + window, most) - group.sent:
         clients.send(group, due)
 
 
