@@ -187,6 +187,7 @@ class _Batch:
     """The lane and its new entries while records are added."""
 
     def __init__(self, lane: Lane, now: float, rseq: int | None) -> None:
+        now = max(now, lane.changed_at)  # the times of a lane never go back, whatever clocks do
         self.lane, self.entries = lane, list[Entry]()
         self._now, self._time_ms, self._rseq = now, int(now * 1000), rseq
         self._stamp = _stamp(self._time_ms)
