@@ -13,8 +13,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from mentatlab import home as home_folder
-from mentatlab.gateway.admission import Rules, is_loopback, token_secret
-from mentatlab.gateway.api import Services, create_gateway
+from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_secret
+from mentatlab.gateway.api import Services, create_gateway, key_lookup
 from mentatlab.gateway.server import serving
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.protocol.pins import parse_size
@@ -56,6 +56,7 @@ class Settings:
     environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     rate: float = 200.0  # requests a second and key, 0 = no limit
     burst: float = 400.0
+    record_rate: float = 0.0  # published records a second and key, 0 = no limit
     max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
 
     @property
@@ -73,8 +74,8 @@ def read_settings(
     agent_dirs: tuple[Path, ...] = (),
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
-    _MAX_OBJECT` and `ENABLE_MULTIMODAL ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable
-    that is wrong.
+    _RECORD_RATE _MAX_OBJECT` and `ENABLE_MULTIMODAL ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names
+    the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
     """
@@ -91,6 +92,7 @@ def read_settings(
         origins=frozenset(_split(environ.get("MENTATLAB_ORIGINS"), ",")),
         rate=_number(environ, "MENTATLAB_RATE", 200),
         burst=_number(environ, "MENTATLAB_BURST", 400),
+        record_rate=_number(environ, "MENTATLAB_RECORD_RATE", 0),
         max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
         environment=dict(environ),
     )
@@ -167,11 +169,12 @@ def _cannot_bind(settings: Settings, error: OSError) -> Conflict | Invalid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """The rooms, open. `asgi` is the gateway; `key` the home's own key."""
+    """The rooms, open. `asgi` is the gateway behind `admission`; `key` the home's own key."""
 
     settings: Settings
     key: str
     services: Services
+    admission: Admission
     asgi: FastAPI
 
     @property
@@ -224,13 +227,9 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             hub=hub,
             manifests=place / "agents",
         )
-        asgi = create_gateway(
-            services,
-            _rules(settings, key, secret),
-            multimodal=settings.multimodal,
-            streaming=settings.streaming,
-        )
-        yield App(settings=settings, key=key, services=services, asgi=asgi)
+        admission = Admission(_rules(settings, key, secret), key_lookup(keys), hub)
+        asgi = create_gateway(services, admission, multimodal=settings.multimodal)
+        yield App(settings=settings, key=key, services=services, admission=admission, asgi=asgi)
 
 
 @contextlib.asynccontextmanager
@@ -253,6 +252,8 @@ def _rules(settings: Settings, key: str, secret: bytes) -> Rules:
         origins=settings.origins,
         rate=settings.rate,
         burst=settings.burst,
+        record_rate=settings.record_rate,
+        streaming=settings.streaming,
     )
 
 

@@ -6,10 +6,12 @@ from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 
 from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_secret
+from mentatlab.gateway.asgi import AdmissionMiddleware
 from mentatlab.gateway.identity import Caller, caller, requires
 from mentatlab.gateway.problems import install
 from mentatlab.protocol import tokens
 from mentatlab.protocol.errors import Code, NotFound
+from mentatlab.streams import StreamingConnectionManager
 
 HOME_KEY = "ml_home"
 READER = Caller(workspace="w", scopes=frozenset({"read"}), name="reader")
@@ -33,7 +35,8 @@ def client(*, loopback: bool = True, **rules: object) -> httpx2.AsyncClient:
         token_secret=token_secret(HOME_KEY),
         **rules,  # pyright: ignore[reportArgumentType] — a test's shorthand
     )
-    app.add_middleware(Admission, rules=settings, keys=lookup)
+    admission = Admission(settings, lookup, StreamingConnectionManager())
+    app.add_middleware(AdmissionMiddleware, admission=admission)
     app.get("/who")(who)
     app.get("/run", dependencies=[Depends(requires("run"))])(who)
     app.get("/admin", dependencies=[Depends(requires("admin"))])(who)

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from mentatlab.gateway import problems
 from mentatlab.gateway.admission import Admission, Rules
+from mentatlab.gateway.asgi import AdmissionMiddleware
 from mentatlab.gateway.server import serving
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.stream_wire import Timing
@@ -33,7 +34,7 @@ def make_app(hub: StreamingConnectionManager, **timing: float) -> ASGIApp:
     problems.install(app)
     app.include_router(stream_router(hub, SECRET, timing=Timing(**timing)))
     rules = Rules(loopback=True, home_key="k" * 32, token_secret=SECRET)
-    return Admission(app, rules, _no_keys)
+    return AdmissionMiddleware(app, Admission(rules, _no_keys, hub))
 
 
 @asynccontextmanager

@@ -1,51 +1,82 @@
-"""Who gets in: one rule set for HTTP, SSE and WebSocket, as pure ASGI middleware.
+"""Who gets in: one rule set for every edge (HTTP, SSE, WebSocket) and every transport.
 
-In order: the `Host` and `Origin` headers (DNS rebinding: a hostile web page must not reach a
-loopback server through the user's browser), the credential, the rate. Routes then ask for scopes
-(`identity.requires`). What an inner part raises before it answers is answered here.
+    visit = admission.admit(head, peer)              # Host, Origin, limits, signatures, rate
+    authority = await admission.authorise(visit)     # key, ticket, the stream that is asked for
+    …
+    visit.over(status)                               # the access log and the counters
+
+Both raise `MentatError` before the first byte of an answer, and have then written the log already:
+the edge answers with `problems.response_of` or `problems.bytes_of` and is done. What a WebSocket
+asks for is checked by its conversation after the upgrade (a browser can read a close code, not a
+refusal); `authorise` only says who calls.
 
 Bound to loopback, a call without a credential is the user's own (`LOOPBACK_USER`). Bound to
 anything else, it is nobody's, and only the open paths answer.
 """
 
+import asyncio
 import hashlib
-import hmac
 import ipaddress
+import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from mentatlab.gateway.identity import ALL_SCOPES, ANONYMOUS, LOOPBACK_USER, Caller
-from mentatlab.gateway.limits import MAX_JSON_BYTES, Buckets
-from mentatlab.gateway.problems import response_of, too_large, unexpected
-from mentatlab.protocol import tokens
-from mentatlab.protocol.errors import Code, Forbidden, MentatError, RateLimited, Unauthenticated
+from mentatlab.gateway.credentials import Credentials, KeyLookup, credential_of
+from mentatlab.gateway.head import SOCKETS_PATH, STREAMS_PATH, Edge, Head
+from mentatlab.gateway.identity import ANONYMOUS, LOOPBACK_USER, Caller
+from mentatlab.gateway.limits import MAX_HEADERS, MAX_PATH_CHARS, MAX_QUERY_BYTES, Buckets
+from mentatlab.gateway.problems import status_of
+from mentatlab.gateway.stream_access import Authority, Shared
+from mentatlab.gateway.tickets import Once, OnceHere, Tickets
+from mentatlab.protocol.errors import (
+    Code,
+    Forbidden,
+    MentatError,
+    RateLimited,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from mentatlab.streams import StreamingConnectionManager
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Probes of an orchestrator: no Host check, no credential, no rate."""
 
-STORAGE_PATH = "/api/v1/storage/"
+AUTHORISE_S = 2.0
+LOOPBACK_ORIGIN = r"https?://(localhost|127(\.\d+){3}|\[::1\])(:\d+)?"
+EXPOSED = (
+    *("Location", "Retry-After", "ETag", "Content-Range"),
+    *("Stream-Epoch", "Stream-Head", "Stream-State", "Stream-Next"),
+    *("Stream-Sequence", "Stream-Timestamp", "Stream-Pts-Us", "Stream-Dur-Us"),
+)
+"""Headers that a page of another origin may read."""
 
-KeyLookup = Callable[[str], Awaitable[Caller | None]]
-"""A presented key → its caller, or None when it is not (or no longer) known."""
+_SECRETS_IN_URLS = ("token", "access_token", "api_key", "key")
+_FLAGS = ("", "0", "1", "true", "false")
+
+log = logging.getLogger("mentatlab.access")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """`loopback`: bound to loopback only. `hosts`, `origins`: further ones that are fine."""
+    """`loopback`: bound to loopback only. `hosts`, `origins`: further ones that are fine.
+
+    Rates are per key and second, 0 = no limit: of requests and control messages, and of published
+    records.
+    """
 
     loopback: bool
     home_key: str
     token_secret: bytes
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
-    rate: float = 200.0  # requests a second and key, 0 = no limit
+    rate: float = 200.0
     burst: float = 400.0
+    record_rate: float = 0.0
+    streaming: bool = True
 
 
 def token_secret(home_key: str) -> bytes:
@@ -62,13 +93,182 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_host(rules: Rules, headers: Headers) -> None:
-    """`Forbidden(FORBIDDEN_HOST)` for a name or an origin that is not ours."""
-    host = hostname("//" + headers.get("host", ""))
-    if rules.loopback and not (is_loopback(host) or host in rules.hosts):
+class Visit:
+    """One request, from its head to the end of its answer. `caller` is None until it is known."""
+
+    __slots__ = ("_began", "_book", "caller", "credential", "head", "peer", "ticket")
+
+    def __init__(self, head: Head, peer: str, book: "Book") -> None:
+        self.head, self.peer = head, peer
+        self.caller: Caller | None = None
+        self.credential: str | None = None
+        self.ticket: str | None = None
+        self._book, self._began = book, time.monotonic()
+
+    def over(self, status: int) -> None:
+        """Once, when the answer or the connection has ended; 101 for a WebSocket."""
+        name = self.caller.name if self.caller is not None else ""
+        self._book.write(self, status, name, time.monotonic() - self._began)
+
+    def refused(self, error: MentatError) -> None:
+        self._book.refusals[self.head.edge, error.code] += 1
+        self.over(status_of(error))
+
+
+class Book:
+    """The access log (`mentatlab.access`) and the counters; addresses are logged without query."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[Edge, int]] = Counter()
+        self.refusals: Counter[tuple[Edge, Code]] = Counter()
+
+    def write(self, visit: Visit, status: int, name: str, seconds: float) -> None:
+        head = visit.head
+        self.requests[head.edge, status] += 1
+        log.info(
+            "%s %s %s %d %s %.1f ms",
+            visit.peer or "-",
+            head.method,
+            ascii(head.path)[1:-1],
+            status,
+            name or "-",
+            seconds * 1000,
+        )
+
+
+class Admission:
+    """`once` is shared by all gateways that take each other's tickets."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        keys: KeyLookup,
+        hub: StreamingConnectionManager,
+        *,
+        once: Once | None = None,
+    ) -> None:
+        self.rules, self.book = rules, Book()
+        self.tickets = Tickets(rules.token_secret, once or OnceHere(time.time), time.time)
+        self._credentials = Credentials(rules.home_key, rules.token_secret, keys)
+        self._rate = Buckets(rules.rate, rules.burst)
+        self._shared = Shared(
+            hub,
+            self._credentials,
+            Buckets(rules.rate, rules.burst),
+            Buckets(rules.record_rate, 2 * rules.record_rate),
+        )
+
+    def admit(self, head: Head, peer: str = "") -> Visit:
+        """What can be said without waiting. `peer` is the client's address."""
+        visit = Visit(head, peer, self.book)
+        try:
+            self._admit(visit)
+        except MentatError as error:
+            visit.refused(error)
+            raise
+        return visit
+
+    async def authorise(self, visit: Visit) -> Authority:
+        """Who calls; and for SSE, whether the stream or run is his to follow. At most 2 s."""
+        try:
+            async with asyncio.timeout(AUTHORISE_S):
+                authority = await self._authority(visit)
+                if visit.head.edge == "sse" and visit.head.followed is not None:
+                    await authority.check("sub", visit.head.followed)
+                return authority
+        except TimeoutError as error:
+            late = Unavailable(
+                Code.UNAVAILABLE, "the server could not say who you are in time", hint="try again"
+            )
+            visit.refused(late)
+            raise late from error
+        except MentatError as error:
+            visit.refused(error)
+            raise
+
+    def cors(self, head: Head) -> list[tuple[str, str]]:
+        """What an answer says to a page of another origin that may read it."""
+        origin = head.header(b"origin")
+        if origin is None or not self._allows(origin):
+            return []
+        return [
+            ("access-control-allow-origin", origin),
+            ("access-control-expose-headers", ", ".join(EXPOSED)),
+            ("vary", "Origin"),
+        ]
+
+    def _allows(self, origin: str) -> bool:
+        listed = origin in self.rules.origins
+        return listed or re.fullmatch(LOOPBACK_ORIGIN, origin) is not None
+
+    def _admit(self, visit: Visit) -> None:
+        head = visit.head
+        check_size(head)
+        if head.path in OPEN_PATHS:
+            visit.caller = ANONYMOUS
+            return
+        check_host(self.rules, head)
+        if not self.rules.streaming and head.path.startswith((STREAMS_PATH, SOCKETS_PATH)):
+            raise _streaming_is_off()
+        asked = head.asked
+        _check_no_secret(asked)
+        visit.credential = credential_of(head)
+        if visit.credential is not None:
+            visit.caller = self._credentials.at_once(visit.credential)
+        elif head.followed is not None and "ticket" in asked:
+            visit.ticket = asked["ticket"]
+            self.tickets.look(visit.ticket)
+        else:
+            visit.caller = LOOPBACK_USER if self.rules.loopback else ANONYMOUS
+        if visit.caller is not None:
+            self._count(visit.caller)
+
+    def _count(self, caller: Caller) -> None:
+        wait = 0.0 if caller.exempt else self._rate.take(caller.name, time.monotonic())
+        if wait:
+            raise RateLimited(wait)
+
+    async def _authority(self, visit: Visit) -> Authority:
+        if visit.caller is not None:
+            return Authority(self._shared, visit.caller, visit.credential)
+        if visit.ticket is not None:
+            claims = await self.tickets.redeem(visit.ticket)
+            name = f"ticket:{claims.subject}"
+            visit.caller = Caller(workspace=claims.workspace, name=name, claims=claims)
+        else:
+            assert visit.credential is not None
+            visit.caller = await self._credentials.caller(visit.credential)
+        self._count(visit.caller)
+        return Authority(self._shared, visit.caller, visit.credential)
+
+
+def check_size(head: Head) -> None:
+    """Before anything looks into it. `TooLarge(URI_TOO_LONG | HEADERS_TOO_LARGE)`"""
+    if len(head.path) > MAX_PATH_CHARS or len(head.query) > MAX_QUERY_BYTES:
+        raise TooLarge(
+            Code.URI_TOO_LONG,
+            f"a path has at most {MAX_PATH_CHARS} characters, a query {MAX_QUERY_BYTES} bytes",
+            hint="send what is long in the body",
+        )
+    if sum(1 for _ in head.headers) > MAX_HEADERS:
+        raise TooLarge(
+            Code.HEADERS_TOO_LARGE,
+            f"a request has at most {MAX_HEADERS} headers",
+            hint="send fewer headers",
+        )
+
+
+def check_host(rules: Rules, head: Head) -> None:
+    """`Forbidden(FORBIDDEN_HOST)` for a name or an origin that is not ours (DNS rebinding: a
+    hostile page must not reach a loopback server through the user's browser).
+    """
+    if not rules.loopback:
+        return
+    host = hostname("//" + (head.header(b"host") or ""))
+    if not (is_loopback(host) or host in rules.hosts):
         raise _foreign(f"the Host {host!r} is not this server's")
-    origin = headers.get("origin")
-    if origin is None or origin in rules.origins or not rules.loopback:
+    origin = head.header(b"origin")
+    if origin is None or origin in rules.origins:
         return
     if not is_loopback(hostname(origin)):
         raise _foreign(f"pages from {origin} may not call this server")
@@ -82,6 +282,18 @@ def hostname(url: str) -> str:
         return ""
 
 
+def _check_no_secret(asked: dict[str, str]) -> None:
+    """Addresses end up in logs and histories: nothing that lasts may stand in them."""
+    for name in _SECRETS_IN_URLS:
+        if asked.get(name, "").lower() not in _FLAGS:
+            raise Unauthenticated(
+                Code.UNAUTHENTICATED,
+                f"a credential does not belong in an address (`{name}=`)",
+                hint="send `Authorization: Bearer …`; where no header can be sent, get a ticket "
+                "(POST /api/v1/streams/{id}/tickets) and write `?ticket=`",
+            )
+
+
 def _foreign(message: str) -> Forbidden:
     return Forbidden(
         Code.FORBIDDEN_HOST,
@@ -91,91 +303,9 @@ def _foreign(message: str) -> Forbidden:
     )
 
 
-class Admission:
-    """ASGI middleware; answers refusals itself, also as the answer to a WebSocket's handshake."""
-
-    def __init__(self, app: ASGIApp, rules: Rules, keys: KeyLookup) -> None:
-        self._app, self._rules, self._keys = app, rules, keys
-        self._buckets = Buckets(rules.rate, rules.burst)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            scope.setdefault("state", {})["caller"] = await self._admit(scope)
-            await self._app(scope, _bounded(scope, receive), watch)
-        except MentatError as error:
-            if started:
-                raise
-            await response_of(error)(scope, receive, send)
-        except Exception as error:
-            if started:
-                raise  # the server logs it and cuts the connection: EOF is never success
-            await response_of(unexpected(error))(scope, receive, send)
-
-    async def _admit(self, scope: Scope) -> Caller:
-        if scope["path"] in OPEN_PATHS:
-            return ANONYMOUS
-        headers = Headers(scope=scope)
-        check_host(self._rules, headers)
-        who = await self._identify(headers)
-        if who.name and who is not LOOPBACK_USER:
-            wait = self._buckets.take(who.name, time.monotonic())
-            if wait:
-                raise RateLimited(wait)
-        return who
-
-    async def _identify(self, headers: Headers) -> Caller:
-        header = headers.get("authorization")
-        if header is None:
-            return LOOPBACK_USER if self._rules.loopback else ANONYMOUS
-        kind, _, credential = header.partition(" ")
-        credential = credential.strip()
-        if kind.lower() != "bearer" or not credential:
-            raise _bad_credential("the Authorization header is not `Bearer <key>`")
-        if credential.startswith("v1."):
-            return self._token_caller(credential)
-        if hmac.compare_digest(credential.encode(), self._rules.home_key.encode()):
-            return Caller(scopes=ALL_SCOPES, name="home")
-        if (who := await self._keys(credential)) is None:
-            raise _bad_credential("the key is not known here, or was revoked")
-        return who
-
-    def _token_caller(self, token: str) -> Caller:
-        claims = tokens.verify(token, self._rules.token_secret, now=time.time())
-        return Caller(workspace=claims.workspace, name=f"token:{claims.subject}", claims=claims)
-
-
-def _bounded(scope: Scope, receive: Receive) -> Receive:
-    """`receive` that refuses a body over 8 MiB, before its first byte when its length is announced.
-
-    Storage has limits of its own.
-    """
-    if scope["type"] != "http" or scope["path"].startswith(STORAGE_PATH):
-        return receive
-    announced = Headers(scope=scope).get("content-length", "")
-    if announced.isdecimal() and int(announced) > MAX_JSON_BYTES:
-        raise too_large()
-    total = 0
-
-    async def counted() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
-        if total > MAX_JSON_BYTES:
-            raise HTTPException(413)  # the framework lets no other exception out of a body
-        return message
-
-    return counted
-
-
-def _bad_credential(message: str) -> Unauthenticated:
-    return Unauthenticated(Code.UNAUTHENTICATED, message, hint="`mentatlab keys add` makes a key")
+def _streaming_is_off() -> Forbidden:
+    return Forbidden(
+        Code.FEATURE_DISABLED,
+        "streaming is switched off on this server",
+        hint="start it without ENABLE_STREAMING=false",
+    )

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
 
 import mentatlab
-from mentatlab.gateway.admission import Admission, KeyLookup, Rules
+from mentatlab.gateway.admission import EXPOSED, LOOPBACK_ORIGIN, Admission
 from mentatlab.gateway.agents_routes import agents_router
+from mentatlab.gateway.asgi import AdmissionMiddleware
+from mentatlab.gateway.credentials import KeyLookup
 from mentatlab.gateway.flows_routes import flows_router
 from mentatlab.gateway.identity import Caller, Scope, authorise, caller, scopes_of
 from mentatlab.gateway.keys_routes import keys_router
@@ -20,7 +21,6 @@ from mentatlab.gateway.runs_routes import runs_router
 from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.system_routes import system_router
-from mentatlab.protocol.errors import Code, Forbidden
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
@@ -32,7 +32,6 @@ DESCRIPTION = (
     "Flows of multimodal agents: submit runs, follow streams, store media. "
     "Errors are RFC 9457 problem documents."
 )
-LOOPBACK_ORIGIN = r"https?://(localhost|127(\.\d+){3}|\[::1\])(:\d+)?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +47,8 @@ class Services:
     manifests: Path
 
 
-def create_gateway(
-    services: Services, rules: Rules, *, multimodal: bool = True, streaming: bool = True
-) -> FastAPI:
-    """`multimodal`, `streaming`: the feature flags; off = refused with FEATURE_DISABLED."""
+def create_gateway(services: Services, admission: Admission, *, multimodal: bool = True) -> FastAPI:
+    """`multimodal`: the feature flag; off = refused with FEATURE_DISABLED."""
     app = FastAPI(
         title="MentatLab",
         version=mentatlab.__version__,
@@ -64,18 +61,15 @@ def create_gateway(
     install(app)
     for router in _routers(services, multimodal):
         app.include_router(router)
-    app.include_router(
-        stream_router(services.hub, rules.token_secret),
-        dependencies=[] if streaming else [Depends(_streaming_is_off)],
-    )
-    app.add_middleware(Admission, rules=rules, keys=_lookup(services.keys))
+    app.include_router(stream_router(services.hub, admission.rules.token_secret))
+    app.add_middleware(AdmissionMiddleware, admission=admission)
     app.add_middleware(
         CORSMiddleware,  # outside: a preflight carries no credential
-        allow_origins=sorted(rules.origins),
+        allow_origins=sorted(admission.rules.origins),
         allow_origin_regex=LOOPBACK_ORIGIN,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["Location", "Retry-After", "ETag", "Content-Range"],
+        expose_headers=EXPOSED,
     )
     return app
 
@@ -100,7 +94,7 @@ def _problem_answer() -> dict[str, Any]:
     }
 
 
-def _lookup(keys: KeyStore) -> KeyLookup:
+def key_lookup(keys: KeyStore) -> KeyLookup:
     async def lookup(presented: str) -> Caller | None:
         key = await keys.verify(presented)
         if key is None:
@@ -118,11 +112,3 @@ def storage_workspace(request: Request) -> str:
     needed: Scope = "read" if request.method in ("GET", "HEAD") else "publish"
     authorise(who, needed)
     return who.workspace
-
-
-def _streaming_is_off(_: HTTPConnection) -> None:
-    raise Forbidden(
-        Code.FEATURE_DISABLED,
-        "streaming is switched off on this server",
-        hint="start it without ENABLE_STREAMING=false",
-    )

@@ -33,6 +33,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     claims: Claims | None = None
 
+    @property
+    def exempt(self) -> bool:
+        """From rates: the user at the machine, and nobody (who may do nothing)."""
+        return self.name in ("", LOOPBACK_USER.name)
+
 
 ANONYMOUS = Caller()
 LOOPBACK_USER = Caller(scopes=USER_SCOPES, name="loopback")

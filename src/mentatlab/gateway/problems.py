@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -39,6 +41,12 @@ STATUS: dict[type[MentatError], int] = {
     errors.AgentFailed: 502,
     errors.Internal: 500,
 }
+STATUS_OF_CODE = {
+    Code.METHOD_NOT_ALLOWED: 405,
+    Code.URI_TOO_LONG: 414,
+    Code.HEADERS_TOO_LARGE: 431,
+}
+"""Where HTTP knows it closer than the class."""
 TITLE = {
     400: "The request is wrong",
     401: "No valid credential",
@@ -48,10 +56,12 @@ TITLE = {
     409: "The state does not allow it now",
     410: "It has expired",
     413: "Too large",
+    414: "The address is too long",
     415: "Unsupported media",
     416: "Range not satisfiable",
     422: "The document is not valid",
     429: "Too many requests",
+    431: "The headers are too large",
     500: "An error in the server",
     502: "An agent failed",
     503: "Not available now",
@@ -83,9 +93,8 @@ class ProblemDetails(BaseModel):
 
 
 def status_of(error: MentatError) -> int:
-    if error.code is Code.METHOD_NOT_ALLOWED:
-        return 405
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    by_class = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return STATUS_OF_CODE.get(error.code, by_class)
 
 
 def body_of(error: MentatError) -> dict[str, Any]:
@@ -122,6 +131,15 @@ def response_of(error: MentatError) -> Response:
             pass
     content = msgspec.json.encode(body_of(error))
     return Response(content, status_of(error), headers, MEDIA_TYPE)
+
+
+def bytes_of(error: MentatError, more: Iterable[tuple[str, str]] = ()) -> bytes:
+    """The whole HTTP/1.1 answer, for edges below the framework; the connection is to be closed."""
+    response = response_of(error)
+    status = HTTPStatus(response.status_code)
+    headers = [*response.headers.items(), *more, ("connection", "close")]
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"HTTP/1.1 {status} {status.phrase}\r\n{lines}\r\n".encode("latin-1") + response.body
 
 
 def too_large() -> TooLarge:

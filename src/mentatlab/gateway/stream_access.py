@@ -1,48 +1,128 @@
-"""Who may follow, publish to or cancel a stream, for HTTP, SSE and WebSocket alike."""
+"""Who may follow, publish to or cancel a stream: one answer for HTTP, SSE and WebSocket."""
 
 import asyncio
 import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import HTTPConnection
 
-from mentatlab.gateway.identity import Caller, authorise, caller
-from mentatlab.protocol.errors import Code, Forbidden
-from mentatlab.protocol.tokens import Capability
+from mentatlab.gateway.credentials import Credentials
+from mentatlab.gateway.identity import Caller, authorise
+from mentatlab.gateway.limits import Buckets
+from mentatlab.protocol.errors import Code, Forbidden, Unauthenticated
+from mentatlab.protocol.tokens import Capability, Claims
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.port import Lane, Run, unknown
 
 T = TypeVar("T")
 
 
-async def admit(
-    hub: StreamingConnectionManager, connection: HTTPConnection, id_: str, capability: Capability
-) -> Lane | Run:
-    """The lane or run, when the caller may. Its counters are current for `sub` only.
+class Shared(NamedTuple):
+    """What the authorities of all connections share. Buckets are per caller's name."""
 
-    `Unauthenticated`, `Forbidden`, or `NotFound(STREAM_UNKNOWN)`: unknown and foreign look alike.
+    hub: StreamingConnectionManager
+    credentials: Credentials
+    messages: Buckets
+    records: Buckets
+
+
+class Authority:
+    """What one connection may do. It never grows: `renewed` gives another one.
+
+    `caller` is who came in with `credential`; None: with nothing that could be revoked.
     """
-    who = caller(connection)
-    if who.claims is None:
-        authorise(who, "read" if capability == "sub" else "publish")
-    found = await (hub.find(id_) if capability == "sub" else hub.identity(id_))
-    if found.workspace != who.workspace:
-        raise unknown(id_)
-    _check(who, found, capability)
-    return found
 
+    __slots__ = ("_credential", "_shared", "caller")
 
-def _check(who: Caller, found: Lane | Run, capability: Capability) -> None:
-    ids = {found.run_id, found.stream_id} if isinstance(found, Lane) else {found.run_id}
-    if who.claims is not None:
-        if who.claims.subject not in ids or capability not in who.claims.capabilities:
-            raise Forbidden(
-                Code.STREAM_FORBIDDEN,
-                f"the token is not for this ({capability})",
-                hint="use the token that `init` gave for this stream",
+    def __init__(self, shared: Shared, caller: Caller, credential: str | None = None) -> None:
+        self._shared, self.caller, self._credential = shared, caller, credential
+
+    @property
+    def known(self) -> bool:
+        """False: a stranger, who must show a credential before anything else."""
+        return bool(self.caller.name)
+
+    @property
+    def expires(self) -> float | None:
+        """When it ends; Unix seconds, None = never."""
+        return None if self.caller.claims is None else self.caller.claims.expires
+
+    async def check(self, capability: Capability, id_: str) -> Lane | Run:
+        """The stream or run, when the caller may do this now. Its counters are current for `sub`.
+
+        `Unauthenticated`, `Forbidden`, or `NotFound(STREAM_UNKNOWN)`: unknown and foreign look
+        alike.
+        """
+        await self.guard()
+        who = self.caller
+        if who.claims is None:
+            authorise(who, "read" if capability == "sub" else "publish")
+        hub = self._shared.hub
+        found = await (hub.find(id_) if capability == "sub" else hub.identity(id_))
+        if found.workspace != who.workspace:
+            raise unknown(id_)
+        allow(who, capability, found)
+        return found
+
+    async def guard(self) -> None:
+        """Whether the credential still holds (a revoked key: within a second).
+
+        `Unauthenticated(TOKEN_INVALID)` for a token or ticket that has ended,
+        `Unauthenticated(UNAUTHENTICATED)` for a key that was revoked.
+        """
+        if self.expires is not None and self.expires <= time.time():
+            raise Unauthenticated(
+                Code.TOKEN_INVALID, "the token has expired", hint="ask for a new one"
             )
-    elif capability != "sub" and isinstance(found, Lane) and not found.external:
+        if self._credential is not None:
+            await self._shared.credentials.still(self._credential)
+
+    async def renewed(self, credential: str) -> "Authority":
+        """What that token (or key) gives; `Unauthenticated`."""
+        caller = await self._shared.credentials.caller(credential)
+        return Authority(self._shared, caller, credential)
+
+    def spend(self) -> float:
+        """Count one control message; seconds to wait when it is over the caller's rate, else 0."""
+        if self.caller.exempt:
+            return 0.0
+        return self._shared.messages.take(self.caller.name, time.monotonic())
+
+    def owe(self, records: int) -> float:
+        """Count records that were published; seconds to read no more of them, 0 = go on."""
+        if self.caller.exempt:
+            return 0.0
+        return self._shared.records.owe(self.caller.name, records, time.monotonic())
+
+    def granted(self, subject: str, capabilities: tuple[Capability, ...], until: int) -> Claims:
+        """The claims of a token that the caller hands on: never for longer than its own.
+
+        Whether the caller has the capabilities is for `check` to say, before.
+        """
+        expires = until if self.expires is None else min(until, int(self.expires))
+        return Claims(
+            subject=subject,
+            capabilities=capabilities,
+            workspace=self.caller.workspace,
+            expires=expires,
+        )
+
+
+def allow(who: Caller, capability: Capability, found: Lane | Run) -> None:
+    """`Forbidden(STREAM_FORBIDDEN)` for a token of something else, and for publishing to what
+    belongs to a run's own nodes.
+    """
+    ids = {found.run_id, found.stream_id} if isinstance(found, Lane) else {found.run_id}
+    if who.claims is not None and (
+        who.claims.subject not in ids or capability not in who.claims.capabilities
+    ):
+        raise Forbidden(
+            Code.STREAM_FORBIDDEN,
+            f"the token is not for this ({capability})",
+            hint="use the token that `init` gave for this stream",
+        )
+    if capability != "sub" and isinstance(found, Lane) and not found.external:
         raise Forbidden(
             Code.STREAM_FORBIDDEN,
             "only its run publishes to this stream",
@@ -50,13 +130,25 @@ def _check(who: Caller, found: Lane | Run, capability: Capability) -> None:
         )
 
 
+def authority(connection: HTTPConnection) -> Authority:
+    """That of this request or WebSocket; admission put it there (a FastAPI dependency)."""
+    return connection.state.authority
+
+
+async def admit(
+    hub: StreamingConnectionManager, connection: HTTPConnection, id_: str, capability: Capability
+) -> Lane | Run:
+    """See `Authority.check`."""
+    return await authority(connection).check(capability, id_)
+
+
 async def expiry(connection: HTTPConnection) -> None:
     """Returns when the connection's token ends; never without one."""
-    claims = caller(connection).claims
-    if claims is None:
+    expires = authority(connection).expires
+    if expires is None:
         await asyncio.Event().wait()
     else:
-        await asyncio.sleep(max(0.0, claims.expires - time.time()))
+        await asyncio.sleep(max(0.0, expires - time.time()))
 
 
 async def first_of(*coroutines: Coroutine[Any, Any, T]) -> T:

@@ -1,22 +1,26 @@
-"""Capability tokens: `v1.<base64url claims>.<base64url HMAC-SHA256>`; no I/O in here.
+"""Capability tokens and tickets, signed by HMAC-SHA256; no I/O in here.
 
-A token names one subject (a stream, a run or an attempt), what may be done with it and when it
-ends.
+A token, `v1.<base64url claims>.<base64url signature>`, names one subject (a stream, a run or an
+attempt), what may be done with it and when it ends. A ticket, `t1.…`, is good for one use within a
+minute: it may stand in a URL, where logs and histories keep it.
 """
 
 import base64
 import binascii
 import hashlib
 import hmac
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from mentatlab.protocol.errors import Code, Unauthenticated
 
+T = TypeVar("T")
+
 Capability = Literal["sub", "pub", "cancel", "put"]
 
 MAX_LIFETIME_S = 3600
+TICKET_LIFETIME_S = 60
 
 
 class Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -26,28 +30,59 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     expires: int  # Unix seconds
 
 
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """`claims` are what its one use gives; it must be used before `expires` (Unix seconds)."""
+
+    id: str
+    claims: Claims
+    expires: int
+
+
 def mint(claims: Claims, secret: bytes) -> str:
-    body = _encode(msgspec.json.encode(claims))
-    return f"v1.{body}.{_encode(_sign(body, secret))}"
+    return _sealed("v1", msgspec.json.encode(claims), secret)
 
 
 def verify(token: str, secret: bytes, *, now: float) -> Claims:
     """The claims of a token that is ours and not over; else `Unauthenticated(TOKEN_INVALID)`."""
-    try:
-        version, body, signature = token.split(".")
-        ours = hmac.compare_digest(signature.encode(), _encode(_sign(body, secret)).encode())
-        if version != "v1" or not ours:
-            raise _refused("is not valid")
-        claims = msgspec.json.decode(_decode(body), type=Claims)
-    except (ValueError, binascii.Error, msgspec.DecodeError) as error:
-        raise _refused("is not valid") from error
+    claims = _opened("token", "v1", token, secret, Claims)
     if claims.expires <= now:
-        raise _refused("has expired")
+        raise _refused("token", "has expired")
     return claims
 
 
-def _sign(body: str, secret: bytes) -> bytes:
-    return hmac.digest(secret, f"v1.{body}".encode(), hashlib.sha256)
+def mint_ticket(ticket: Ticket, secret: bytes) -> str:
+    return _sealed("t1", msgspec.json.encode(ticket), secret)
+
+
+def verify_ticket(text: str, secret: bytes, *, now: float) -> Ticket:
+    """A ticket that is ours and not over; else `Unauthenticated(TOKEN_INVALID)`.
+
+    Whether it was used is not told by it: see `gateway.tickets`.
+    """
+    ticket = _opened("ticket", "t1", text, secret, Ticket)
+    if min(ticket.expires, ticket.claims.expires) <= now:
+        raise _refused("ticket", "has expired")
+    return ticket
+
+
+def _sealed(version: str, content: bytes, secret: bytes) -> str:
+    body = _encode(content)
+    return f"{version}.{body}.{_encode(_sign(version, body, secret))}"
+
+
+def _opened(kind: str, version: str, text: str, secret: bytes, content: type[T]) -> T:
+    try:
+        found, body, signature = text.split(".")
+        ours = _encode(_sign(version, body, secret)).encode()
+        if found != version or not hmac.compare_digest(signature.encode(), ours):
+            raise _refused(kind, "is not valid")
+        return msgspec.json.decode(_decode(body), type=content)
+    except (ValueError, binascii.Error, msgspec.DecodeError) as error:
+        raise _refused(kind, "is not valid") from error
+
+
+def _sign(version: str, body: str, secret: bytes) -> bytes:
+    return hmac.digest(secret, f"{version}.{body}".encode(), hashlib.sha256)
 
 
 def _encode(data: bytes) -> str:
@@ -58,5 +93,5 @@ def _decode(text: str) -> bytes:
     return base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
-def _refused(why: str) -> Unauthenticated:
-    return Unauthenticated(Code.TOKEN_INVALID, f"the token {why}", hint="ask for a new one")
+def _refused(kind: str, why: str) -> Unauthenticated:
+    return Unauthenticated(Code.TOKEN_INVALID, f"the {kind} {why}", hint="ask for a new one")
