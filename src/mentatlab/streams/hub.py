@@ -27,6 +27,7 @@ from mentatlab.protocol.records import (
 from mentatlab.sqlite import Database
 from mentatlab.streams.backpressure import Backpressure, Hold
 from mentatlab.streams.buffer import BufferManager, BufferStatistics, Item, by_rseq, by_sequence
+from mentatlab.streams.claims import Claims, LocalClaims
 from mentatlab.streams.memory import MemoryStreamLog
 from mentatlab.streams.port import (
     KEEP,
@@ -107,6 +108,7 @@ class StreamingConnectionManager:
         self._clock = clock
         self._log: StreamLog = log or MemoryStreamLog(epoch=_boot_epoch(clock))
         self._immediate = _immediate(self._log)
+        self._claims = self._log if isinstance(self._log, Claims) else LocalClaims(clock)
         self._registry = StreamRegistry()
         self._buffers = BufferManager()
         self._backpressure = Backpressure()
@@ -421,6 +423,10 @@ class StreamingConnectionManager:
         if (tail := self._buffers.get(key)) is not None:
             tail.clear()
             tail.ring()
+
+    async def claim(self, name: str, ttl_s: float) -> bool:
+        """Take a name (a ticket's id) that can be taken once; see `Claims`."""
+        return await self._claims.claim(name, ttl_s)
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(
