@@ -77,7 +77,8 @@ def _node(requirement: str, hub: str) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "package.json").write_text('{"private": true}')
         options = ["--no-audit", "--no-fund", "--omit-lockfile-registry-resolved=true"]
-        _run([npm, "install", "--prefix", str(folder), *options, requirement])
+        _run([npm, "install", *options, requirement], folder)
+        _run([node, "-e", f"require('{requirement.split('@')[0]}')"], folder)  # it suits this Node
         (folder / ".fetched").touch()
     return ["env", f"NODE_PATH={folder / 'node_modules'}", node, str(_hub(hub))]
 
@@ -86,9 +87,9 @@ def _hub(name: str) -> Path:
     return Path(__file__).with_name(name)
 
 
-def _run(command: list[str]) -> str:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CACHE)
+def _run(command: list[str], folder: Path = CACHE) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         said = (done.stderr or done.stdout).splitlines()
         reason = next(

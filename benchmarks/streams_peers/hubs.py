@@ -46,6 +46,7 @@ class Hub(NamedTuple):
     start: Callable[[], AbstractContextManager[Running]]
 
 
+OURS = "MentatLab"
 CPLUSPLUS = "uWebSockets.js (C++)"
 CORES = sorted(os.sched_getaffinity(0))[:2]
 """The server's and the generator's."""
@@ -53,7 +54,7 @@ CORES = sorted(os.sched_getaffinity(0))[:2]
 
 def ours(client: Client, *, durability: str = "memory") -> Hub:
     """A real `mentatlab up`; published to by msp, read by `client`."""
-    return Hub(f"MentatLab, {client}", partial(_ours, client, durability))
+    return Hub(f"{OURS}, {client}", partial(_ours, client, durability))
 
 
 def peers(kind: Kind, troubles: dict[str, str]) -> list[Hub]:
