@@ -15,6 +15,8 @@ _BY_STATUS: dict[int, type[MentatError]] = {
     410: errors.Gone,
     413: errors.TooLarge,
     415: errors.UnsupportedMedia,
+    429: errors.TooLarge,  # over a limit that waiting does not lift; RateLimited is told apart
+    500: errors.Internal,
     502: errors.AgentFailed,
     503: errors.Unavailable,
     507: errors.OutOfSpace,
@@ -32,16 +34,21 @@ def error_of(status: int, body: bytes, *, retry_after: str | None = None) -> Men
         return errors.ValidationFailed(code, message, _problems(problem.get("problems")))
     if status == 416:
         return MentatError(code, message)
-    kind = _BY_STATUS.get(status)
-    if kind is None:
-        kind = errors.Invalid if status < 500 else errors.Unavailable
-    if kind is errors.AgentFailed and not problem:
-        kind = errors.Unavailable  # a gateway in between
-    if status == 500:
-        kind = errors.Internal
-    return kind(
-        code, message, hint=str(problem.get("hint", "")), details=problem.get("details") or None
-    )
+    if status == 502 and not problem:
+        status = 503  # a gateway in between
+    hint, details = str(problem.get("hint", "")), problem.get("details")
+    return error_of_code(status, code, message, hint=hint, details=details)
+
+
+def error_of_code(
+    status: int, code: str, message: str, *, hint: str = "", details: dict[str, Any] | None = None
+) -> MentatError:
+    """The kind that a status stands for, whatever carried it."""
+    known = _code(code, status)
+    kind = _BY_STATUS.get(status, errors.Invalid if status < 500 else errors.Unavailable)
+    if known is Code.STREAM_FENCED:
+        kind = errors.Fenced
+    return kind(known, message, hint=hint, details=details or None)
 
 
 def _object(body: bytes) -> dict[str, Any]:

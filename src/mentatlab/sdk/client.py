@@ -25,7 +25,7 @@ from collections.abc import (
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -33,7 +33,16 @@ from mentatlab.protocol.errors import Code, RateLimited, Unavailable
 from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.records import Producer, RecordType, StreamChunk
 from mentatlab.sdk.answers import error_of
-from mentatlab.sdk.following import Follower, Gap, Reset, StreamFailed, TruncatedStream
+from mentatlab.sdk.following import (
+    Element,
+    Following,
+    Gap,
+    Reset,
+    StreamFailed,
+    TruncatedStream,
+)
+from mentatlab.sdk.streaming import StreamConnection
+from mentatlab.sdk.streaming.connection import GIVE_UP_S
 
 if TYPE_CHECKING:
     import httpx2
@@ -76,7 +85,7 @@ class AsyncClient:
 
         self._failures = httpx2.TransportError
         self._source = httpx2.EventSource
-        self._base_url = base_url.rstrip("/")
+        self._base_url, self._key = base_url.rstrip("/"), key
         self._http = httpx2.AsyncClient(
             base_url=self._base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -296,33 +305,71 @@ class AsyncClient:
         return await self._call("POST", path, json=body)
 
     async def stream(
-        self, stream_id: str, from_: str | int = "start"
-    ) -> AsyncGenerator[StreamChunk | Reset | Gap]:
+        self, stream_id: str, from_: str | int = "start", *, rate: float | None = None
+    ) -> AsyncGenerator[Element]:
         """The data records of a stream, over any number of reconnects, none lost and none twice.
 
-        `from_`: `start`, `latest`, a sequence (inclusive) or a cursor (exclusive). Ends normally
-        only after a complete end whose count is right; else `TruncatedStream` or `StreamFailed`.
-        `Reset(k)` says that of what was delivered the records after k are void. A run id gives the
-        records of all its streams, until the run is over.
+        Server-sent events: one stream, text; a binary record is a `ref` for `record_bytes`. Several
+        streams, bytes and credit: `connect_streams`, whose `subscribe` says what `from_`, `rate`
+        and the elements are.
         """
-        path = f"/api/v1/streams/{_part(stream_id)}/sse?from={quote(str(from_), safe='')}"
-        followers: dict[str, Follower] = {}
+        query = urlencode(_given({"from": from_, "rate": rate}))
+        following = Following(stream_id, whole=from_ == "start")
+        path = f"/api/v1/streams/{_part(stream_id)}/sse?{query}"
         async with contextlib.aclosing(self._follow(path)) as found:
             async for event in found:
                 if event.name == "gap":
                     gap = msgspec.json.decode(event.data)
-                    yield Gap(gap["reason"], gap["next"])
+                    yield following.miss(gap["reason"], gap["next"])
                 if not event.name.startswith("stream_"):
                     continue
                 record = msgspec.json.decode(event.data, type=StreamChunk)
-                whole = from_ == "start" and record.stream_id == stream_id
-                follower = followers.setdefault(record.stream_id, Follower(whole=whole))
-                if (told := follower.feed(record)) is not None:
+                if (told := following.feed(record)) is not None:
                     yield told
-                if record.terminal and record.stream_id == stream_id:
+                if following.ended:
                     return
-        if stream_id in followers:
-            raise TruncatedStream("the server has no more, and the end did not come")
+        following.finish()
+
+    def connect_streams(self, *, give_up_s: float = GIVE_UP_S) -> StreamConnection:
+        """Streams over one WebSocket: subscriptions, publishers, bytes. A context manager.
+
+        `give_up_s`: how long it may be impossible to reach the server before that is an error.
+        """
+        return StreamConnection(self._base_url, self._key, renew=self._renewed, give_up_s=give_up_s)
+
+    async def stream_info(self, stream_id: str) -> Answer:
+        """`head`, `cursor`, `state`, … of a stream; of a run also its `streams`."""
+        return await self._call("GET", f"/api/v1/streams/{_part(stream_id)}")
+
+    async def record_bytes(self, stream_id: str, sequence: int) -> bytes:
+        """The payload of a binary record; of another one its JSON."""
+        path = f"/api/v1/streams/{_part(stream_id)}/records/{sequence}"
+        with self._reaching():
+            answer = await self._http.get(path)
+        await self._check(answer)
+        return answer.content
+
+    async def cancel_stream(self, stream_id: str) -> Answer:
+        """End it for everybody, as cancelled; what has ended stays as it is."""
+        return await self._call("POST", f"/api/v1/streams/{_part(stream_id)}/cancel")
+
+    async def stream_token(
+        self, stream_id: str, capabilities: Sequence[str] = ("sub",), *, lifetime_s: int = 3600
+    ) -> Answer:
+        """`{"token", "expires"}` for others: `sub`, `pub`, `cancel` of this stream or run alone."""
+        body = {"capabilities": list(capabilities), "lifetime_s": lifetime_s}
+        return await self._call("POST", f"/api/v1/streams/{_part(stream_id)}/tokens", json=body)
+
+    async def stream_ticket(self, stream_id: str) -> Answer:
+        """`{"ticket", "expires"}`: lets one reader in, once, within a minute (`?ticket=`)."""
+        return await self._call("POST", f"/api/v1/streams/{_part(stream_id)}/tickets")
+
+    async def _renewed(self, subject: str) -> str:
+        """What the token that we have may do, for another hour."""
+        answer = await self._call("POST", f"/api/v1/streams/{_part(subject)}/tokens", json={})
+        self._key = str(answer["token"])
+        self._http.headers["Authorization"] = f"Bearer {self._key}"
+        return self._key
 
     # ------------------------------------------------------------------ how it is done
 

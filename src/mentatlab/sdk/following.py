@@ -1,4 +1,4 @@
-"""Following one lane: which of its records stand, and whether the end is whole. Pure."""
+"""Following lanes: which of their records stand, and whether the end is whole. Pure."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,18 @@ class Reset(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Records that cannot be had any more; the stream goes on after `next`."""
+    """Records that cannot be had; the stream goes on after the cursor `next`.
+
+    `reason`: `epoch` (the log begins again), `retention` (they were kept no longer), `dropped` (by
+    the reader's own policy).
+    """
 
     reason: str
     next: str
+
+
+Element = StreamChunk | Reset | Gap
+"""What a reader gets."""
 
 
 class TruncatedStream(MentatError):  # noqa: N818 — a public name
@@ -28,6 +36,42 @@ class TruncatedStream(MentatError):  # noqa: N818 — a public name
 
 class StreamFailed(AgentFailed):
     """The producer failed; `details` is the `error` of its `stream_error` record."""
+
+
+class Following:
+    """What is followed under one id: a lane, or all the lanes of a run.
+
+    `whole`: reading begins at the start and nothing is left out, so that counts can be checked.
+    """
+
+    def __init__(self, id_: str, *, whole: bool) -> None:
+        self._id, self._whole = id_, whole
+        self._lanes: dict[str, Follower] = {}
+        self.ended = False  # the lane of this id has had its complete end
+
+    def feed(self, record: StreamChunk) -> StreamChunk | Reset | None:
+        """As `Follower.feed`, whichever lane the record belongs to."""
+        own = record.stream_id == self._id
+        if (lane := self._lanes.get(record.stream_id)) is None:
+            lane = self._lanes[record.stream_id] = Follower(whole=self._whole and own)
+        told = lane.feed(record)
+        self.ended = own and record.type is RecordType.END
+        return told
+
+    def miss(self, reason: str, next_: str) -> Gap:
+        """Records are left out: what comes cannot be counted, unless all of it begins again."""
+        if reason == "epoch":
+            self._lanes.clear()
+        else:
+            self._whole = False
+            for lane in self._lanes.values():
+                lane.uncounted()
+        return Gap(reason, next_)
+
+    def finish(self) -> None:
+        """The server has no more. `TruncatedStream` when the lane has begun and did not end."""
+        if self._id in self._lanes and not self.ended:
+            raise TruncatedStream("the server has no more, and the end did not come")
 
 
 class Follower:
@@ -56,6 +100,10 @@ class Follower:
                 self._check_end(record.payload)
                 return None
 
+    def uncounted(self) -> None:
+        """Not all of it comes."""
+        self._whole = False
+
     def _join(self) -> None:
         if len(self._standing) > 1 and self._standing[-2][1] + 1 == self._standing[-1][0]:
             (_, last), (first, _) = self._standing.pop(), self._standing.pop()
@@ -63,7 +111,7 @@ class Follower:
 
     def _start(self, record: StreamChunk) -> Reset | None:
         again, self._attempt = self._attempt, max(self._attempt, record.attempt or 1)
-        if again in (0, self._attempt):
+        if again == self._attempt or (again == 0 and not self._standing):
             return None
         keep: int = record.payload.get("metadata", {}).get("resume_from", 0)
         kept = [(first, min(last, keep)) for first, last in self._standing if first <= keep]
