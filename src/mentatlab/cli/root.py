@@ -17,6 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("mentatlab.cli.runs:runs", "List, show, watch and cancel runs."),
     "storage": ("mentatlab.cli.storage:storage", "Put and get media."),
     "streams": ("mentatlab.cli.streams:streams", "Follow streams."),
+    "conformance": (
+        "mentatlab.cli.conformance:conformance",
+        "Check a deployment against the streams protocol.",
+    ),
     "keys": ("mentatlab.cli.keys:keys", "Make, list and revoke API keys."),
     "openapi": ("mentatlab.cli.openapi:openapi", "Print the HTTP API's description."),
     "doctor": ("mentatlab.cli.doctor:doctor", "Say what this installation has and lacks."),

@@ -177,7 +177,7 @@ def _each(wanted: Any, value: Any, bound: Bound, path: str) -> str:
 def _length(wanted: Any, value: Any, bound: Bound, path: str) -> str:
     if not isinstance(value, str | list):
         return _differs(path, {"$length": wanted}, value)
-    return _match(wanted, len(cast("list[Any]", value)), bound, f"{path} length")
+    return _match(wanted, len(cast("list[Any]", value)), bound, f"{path}/length")
 
 
 def _has(wanted: Any, value: Any, bound: Bound, path: str) -> str:

@@ -12,7 +12,7 @@ import msgspec
 from mentatlab.conformance.cases import Case
 from mentatlab.conformance.match import UnboundError
 from mentatlab.conformance.steps import play
-from mentatlab.conformance.world import FailedError, World
+from mentatlab.conformance.world import FailedError, Heard, World
 from mentatlab.protocol.errors import Code, Unavailable
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -55,8 +55,9 @@ async def conformance(
     timeout_s: float = TIMEOUT_S,
     jobs: int = JOBS,
     told: Callable[[Result], object] = lambda _: None,
+    heard: Heard = lambda _: None,
 ) -> list[Result]:
-    """In the order of `cases`; `told` of each as it comes.
+    """In the order of `cases`; `told` of each as it comes, `heard` of every message.
 
     `Unavailable(SERVER_UNREACHABLE)` when nobody answers at `url`.
     """
@@ -69,12 +70,15 @@ async def conformance(
                 result = _result(case, "skipped", reason)
             else:
                 patience = case.timeout_s or timeout_s
+                world = World(url, http, key=key, timeout_s=patience, heard=heard)
                 async with waiting:
-                    result = await _play(case, World(url, http, key=key, timeout_s=patience))
+                    result = await _play(case, world)
             told(result)
             return result
 
-        return await asyncio.gather(*map(one, cases))
+        async with asyncio.TaskGroup() as group:
+            playing = [group.create_task(one(case)) for case in cases]
+        return [task.result() for task in playing]
 
 
 async def _guarded(http: httpx2.AsyncClient, url: str) -> bool:

@@ -307,7 +307,7 @@ async def _await(
         return f" (passed over: {shown(passed)})" if passed else ""
 
     async with _patience(world, lambda: f"nothing like {shown(pattern)} came{before()}"):
-        while fault := match(pattern, message := await world.client(client).next(), world.bound):
+        while fault := match(pattern, message := await world.next(client), world.bound):
             if "closed" in message or not may_pass(message):
                 raise FailedError(f"{fault}; got {shown(message)}{before()}")
             passed.append(message)
@@ -326,7 +326,12 @@ def _anything(_: Message) -> bool:
 
 async def together(world: World, branches: list[list[Step]]) -> None:
     """All the lists of steps at the same time; each on connections of its own."""
-    await asyncio.gather(*(play(world, steps) for steps in branches))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for steps in branches:
+                group.create_task(play(world, steps))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
 
 
 async def repeat(world: World, times: int, *, steps: list[Step]) -> None:

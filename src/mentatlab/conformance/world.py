@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
 
-from mentatlab.conformance.clients import Client, WebSocket
+from mentatlab.conformance.clients import Client, Message, WebSocket
 from mentatlab.conformance.match import Bound, fill, match
+
+Heard = Callable[[Message], object]
 
 
 class FailedError(Exception):
@@ -19,14 +21,20 @@ class FailedError(Exception):
 
 class World(contextlib.AsyncExitStack):
     """`key`: sent with every request that names no credential of its own; `timeout_s`: patience
-    with one step."""
+    with one step; `heard` is told every message."""
 
     def __init__(
-        self, url: str, http: httpx2.AsyncClient, *, key: str | None, timeout_s: float
+        self,
+        url: str,
+        http: httpx2.AsyncClient,
+        *,
+        key: str | None,
+        timeout_s: float,
+        heard: Heard,
     ) -> None:
         super().__init__()
         self.url, self.http, self.timeout_s = url.rstrip("/"), http, timeout_s
-        self._key = key
+        self._key, self._heard = key, heard
         self.bound: Bound = {"unique": secrets.token_hex(8)}
         self._clients: dict[str, Client] = {}
 
@@ -51,6 +59,11 @@ class World(contextlib.AsyncExitStack):
         if name in self._clients:
             return self._clients[name]
         raise FailedError(f"there is no connection {name!r}")
+
+    async def next(self, name: str) -> Message:
+        message = await self.client(name).next()
+        self._heard(message)
+        return message
 
     def socket(self, name: str) -> WebSocket:
         client = self.client(name)
