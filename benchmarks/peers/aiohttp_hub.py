@@ -1,11 +1,10 @@
-"""A hub on aiohttp, with uvloop; argument: port."""
+"""A hub on aiohttp, as its documentation has it; argument: port."""
 
 import asyncio
+import json
 import sys
 from collections import defaultdict
 
-import msgspec
-import uvloop
 from aiohttp import web
 
 
@@ -24,9 +23,9 @@ async def publish(request: web.Request) -> web.WebSocketResponse:
     socket = web.WebSocketResponse(compress=False)
     await socket.prepare(request)
     async for message in socket:
-        record = msgspec.json.decode(message.data)
+        record = message.json()
         record["sequence"] = len(stream.log) + 1
-        text = msgspec.json.encode(record).decode()
+        text = json.dumps(record)
         stream.log.append(text)
         for subscriber in stream.sockets:
             await subscriber.send_str(text)
@@ -65,5 +64,4 @@ app.add_routes(
         web.get("/sse/{name}", events),
     ]
 )
-uvloop.install()
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)

@@ -1,11 +1,11 @@
 """A hub on FastAPI's own WebSocket, with its documentation's connection manager; argument: port."""
 
 import asyncio
+import json
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
-import msgspec
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
@@ -28,9 +28,9 @@ async def publish(socket: WebSocket, name: str) -> None:
     await socket.accept()
     try:
         while True:
-            record = msgspec.json.decode(await socket.receive_text())
+            record = await socket.receive_json()
             record["sequence"] = len(stream.log) + 1
-            text = msgspec.json.encode(record).decode()
+            text = json.dumps(record)
             stream.log.append(text)
             for subscriber in stream.sockets:
                 await subscriber.send_text(text)

@@ -14,9 +14,7 @@ _FASTAPI = (
     "uvloop==0.23.0",
     "httptools==0.9.0",
     "websockets==17.4",
-    "msgspec==0.22.0",
 )
-_AIOHTTP = ("aiohttp==3.14.5", "uvloop==0.23.0", "msgspec==0.22.0")
 
 
 class PeerMissingError(Exception):
@@ -30,7 +28,7 @@ def fastapi() -> list[str]:
 
 
 def aiohttp() -> list[str]:
-    _pip(*_AIOHTTP)
+    _pip("aiohttp==3.14.5")
     return [str(PYTHON), str(_hub("aiohttp_hub.py"))]
 
 
