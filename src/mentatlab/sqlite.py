@@ -9,6 +9,7 @@ connections.
 
 import asyncio
 import contextlib
+import errno
 import queue
 import sqlite3
 import threading
@@ -22,6 +23,11 @@ from mentatlab.protocol.errors import Code, Internal, MentatError, OutOfSpace, U
 
 T = TypeVar("T")
 GROUP = 512
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _nothing() -> None:
+    """There is nothing beside the database."""
 
 
 class _Job(NamedTuple):
@@ -33,11 +39,20 @@ class Database:
     """`await open()`, then `write` and `read`; `aclose()` commits what is queued.
 
     `schema` is a list of migration scripts; the file's `user_version` says how many were applied.
+    `before_commit` is called in the writer thread when a group's jobs are done: what else must be
+    on disk first. When it raises, the group is undone.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str], *, readers: int = 2) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: Sequence[str],
+        *,
+        readers: int = 2,
+        before_commit: Callable[[], None] = _nothing,
+    ) -> None:
         self.path = path
-        self._schema = schema
+        self._schema, self._before_commit = schema, before_commit
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"sqlite-{path.stem}", daemon=True)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix=f"read-{path.stem}")
@@ -153,6 +168,7 @@ class Database:
         try:
             connection.execute("BEGIN IMMEDIATE")
             results = [(job, *self._run_job(connection, job)) for job in jobs]
+            self._before_commit()
             connection.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 — every waiting caller is told
             with contextlib.suppress(sqlite3.Error):
@@ -187,9 +203,9 @@ def _translate(error: BaseException) -> BaseException:
         case MentatError():
             return error
         case sqlite3.OperationalError() if "full" in str(error):
-            return OutOfSpace(
-                Code.DISK_FULL, "the disk is full", hint="free some space; nothing was half written"
-            )
+            return _disk_full()
+        case OSError() if error.errno in _FULL:
+            return _disk_full()
         case sqlite3.Error():
             return Internal(
                 Code.DATABASE_ERROR,
@@ -198,3 +214,9 @@ def _translate(error: BaseException) -> BaseException:
             )
         case _:
             return error
+
+
+def _disk_full() -> OutOfSpace:
+    return OutOfSpace(
+        Code.DISK_FULL, "the disk is full", hint="free some space; nothing was half written"
+    )

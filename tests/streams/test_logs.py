@@ -7,15 +7,10 @@ import pytest
 
 from mentatlab.protocol.errors import Code, Conflict, OutOfSpace
 from mentatlab.protocol.records import Producer, data_draft, end_draft, start_draft
-from mentatlab.sqlite import Database
-from mentatlab.streams import MemoryStreamLog, SqliteStreamLog, StreamLog
+from mentatlab.streams import MemoryStreamLog, StreamLog
 from mentatlab.streams.routed import RoutedLog
-from mentatlab.streams.sqlite import SCHEMA
+from mentatlab.streams.sqlite import open_sqlite
 from mentatlab.testing.stream_log_contract import NOW, StreamLogContract, append, lane, opened
-
-
-async def sqlite_log(path: Path) -> SqliteStreamLog:
-    return SqliteStreamLog(await Database(path, SCHEMA).open())
 
 
 class TestMemory(StreamLogContract):
@@ -41,18 +36,18 @@ class TestMemory(StreamLogContract):
 class TestSqlite(StreamLogContract):
     @pytest.fixture
     async def log(self, tmp_path: Path) -> AsyncIterator[StreamLog]:
-        log = await sqlite_log(tmp_path / "streams.db")
+        log = await open_sqlite(tmp_path / "streams.db")
         yield log
         await log.aclose()
 
     async def test_everything_is_there_after_a_restart(self, tmp_path: Path) -> None:
         path, producer = tmp_path / "again.db", Producer(id="p", epoch=1, seq=1)
-        log = await sqlite_log(path)
+        log = await open_sqlite(path)
         stream_id = await opened(log)
         await append(log, stream_id, data_draft(1), producer=producer)
         before = (await log.get(stream_id), await log.read(stream_id, 0), await log.run("rn_1"))
         await log.aclose()
-        log = await sqlite_log(path)
+        log = await open_sqlite(path)
         try:
             after = (await log.get(stream_id), await log.read(stream_id, 0), await log.run("rn_1"))
             assert after == before
@@ -64,25 +59,25 @@ class TestSqlite(StreamLogContract):
 class TestRouted(StreamLogContract):
     @pytest.fixture
     async def log(self, tmp_path: Path) -> AsyncIterator[StreamLog]:
-        log = RoutedLog(await sqlite_log(tmp_path / "streams.db"), MemoryStreamLog(epoch=7))
+        log = RoutedLog(await open_sqlite(tmp_path / "streams.db"), MemoryStreamLog(epoch=7))
         yield log
         await log.aclose()
 
     async def test_memory_lanes_end_with_the_process(self, tmp_path: Path) -> None:
         path = tmp_path / "again.db"
-        log = RoutedLog(await sqlite_log(path), MemoryStreamLog(epoch=7))
+        log = RoutedLog(await open_sqlite(path), MemoryStreamLog(epoch=7))
         kept = await opened(log, lane("a"))
         gone = await opened(log, lane("b", durability="memory"))
         assert ((await log.get(kept)).epoch, (await log.get(gone)).epoch) == (1, 7)
         await log.aclose()
-        log = RoutedLog(await sqlite_log(path), MemoryStreamLog(epoch=8))
+        log = RoutedLog(await open_sqlite(path), MemoryStreamLog(epoch=8))
         try:
             assert [each.stream_id for each in await log.lanes("rn_1")] == [kept]
         finally:
             await log.aclose()
 
     async def test_a_run_with_memory_lanes_only_has_an_empty_order(self, tmp_path: Path) -> None:
-        log = RoutedLog(await sqlite_log(tmp_path / "one.db"), MemoryStreamLog(epoch=7))
+        log = RoutedLog(await open_sqlite(tmp_path / "one.db"), MemoryStreamLog(epoch=7))
         try:
             await opened(log, lane(durability="memory"))
             assert ((await log.run("rn_1")).epoch, (await log.run("rn_1")).head) == (1, 0)

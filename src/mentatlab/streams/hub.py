@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mentatlab.protocol.errors import Code, Conflict, Invalid, NotFound
+from mentatlab.protocol.errors import Code, Conflict, Gone, Invalid, NotFound
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import (
     Draft,
@@ -24,7 +24,6 @@ from mentatlab.protocol.records import (
     error_draft,
     start_draft,
 )
-from mentatlab.sqlite import Database
 from mentatlab.streams.backpressure import Backpressure, Hold
 from mentatlab.streams.buffer import BufferManager, BufferStatistics, Item, by_rseq, by_sequence
 from mentatlab.streams.claims import Claims, LocalClaims
@@ -44,7 +43,7 @@ from mentatlab.streams.port import (
 from mentatlab.streams.positions import FromKey, FromTime, Start, parse_from
 from mentatlab.streams.registry import StreamRegistry
 from mentatlab.streams.routed import RoutedLog
-from mentatlab.streams.sqlite import SCHEMA, SqliteStreamLog
+from mentatlab.streams.sqlite import open_sqlite
 from mentatlab.streams.subscription import Feed, LaneFeed, Options, RunFeed, Subscription
 
 T = TypeVar("T")
@@ -290,6 +289,26 @@ class StreamingConnectionManager:
     async def lanes(self, run_id: str) -> list[Lane]:
         return await self._log.lanes(run_id)
 
+    async def entry(self, stream_id: str, sequence: int) -> Entry:
+        """One record. `NotFound(NOT_FOUND)` when there is none yet, `Gone(STREAM_EXPIRED)` when
+        retention has taken it.
+        """
+        lane = check_kept(await self._log.get(stream_id))
+        found = await self._log.read(stream_id, sequence - 1, max_records=1)
+        if found and found[0].sequence == sequence:
+            return found[0]
+        if sequence <= lane.head:
+            raise Gone(
+                Code.STREAM_EXPIRED,
+                f"retention has taken the record {sequence}",
+                hint="open streams with a larger `max_bytes`, or without one",
+            )
+        raise NotFound(
+            Code.NOT_FOUND,
+            f"the stream has no record {sequence}, its last one is {lane.head}",
+            hint="follow the stream to get what comes",
+        )
+
     async def identity(self, stream_id: str) -> Lane:
         """The lane as it was when this process met it: cheap; its counters may be old."""
         if (lane := self._registry.get(stream_id)) is None:
@@ -455,8 +474,7 @@ async def open_hub(
     memory = MemoryStreamLog(epoch=_boot_epoch(clock))
     if path is None:
         return StreamingConnectionManager(memory, clock=clock)
-    database = await Database(path, SCHEMA).open()
-    return StreamingConnectionManager(RoutedLog(SqliteStreamLog(database), memory), clock=clock)
+    return StreamingConnectionManager(RoutedLog(await open_sqlite(path), memory), clock=clock)
 
 
 def _immediate(log: StreamLog) -> ImmediateLog | None:

@@ -64,6 +64,7 @@ class MemoryStreamLog:
     def __init__(self, *, epoch: int = 1, max_bytes: int = 256 << 20) -> None:
         self._epoch, self._max_bytes, self._bytes = epoch, max_bytes, 0
         self._lanes: dict[str, _Stored] = {}
+        self._timed: dict[str, _Stored] = {}  # those that can become due
         self._runs: dict[str, _Run] = {}
 
     def __contains__(self, stream_id: str) -> bool:
@@ -84,6 +85,8 @@ class MemoryStreamLog:
         stored = _Stored(msgspec.structs.replace(lane, epoch=self._epoch), run)
         run.lanes[lane.node_id, lane.pin_name] = self._lanes[lane.stream_id] = stored
         self._runs[lane.run_id] = run
+        if lane.retention.ttl_s is not None or lane.retention.retain_s is not None:
+            self._timed[lane.stream_id] = stored
         return stored.lane
 
     async def open(self, lane: Lane, start: Draft, *, now: float) -> Opened:
@@ -221,14 +224,16 @@ class MemoryStreamLog:
         return stored.entries[at].sequence - 1 if at < len(stored.entries) else stored.lane.head
 
     async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
-        found = [stored.lane for stored in self._lanes.values() if is_due(stored.lane, now)]
+        found = [stored.lane for stored in self._timed.values() if is_due(stored.lane, now)]
         return found[:limit]
 
     async def expire(self, stream_id: str) -> Lane:
         stored = self._stored(stream_id)
         self._bytes -= stored.lane.kept
+        self._timed.pop(stream_id, None)
         _forget_order(stored.run, stored.entries)
         stored.entries.clear()
+        stored.producers.clear()
         stored.lane = msgspec.structs.replace(
             stored.lane, state="expired", kept=0, floor=stored.lane.head + 1
         )
@@ -245,6 +250,7 @@ class MemoryStreamLog:
     def _forget(self, run_id: str) -> None:
         for stored in self._runs.pop(run_id).lanes.values():
             del self._lanes[stored.lane.stream_id]
+            self._timed.pop(stored.lane.stream_id, None)
             self._bytes -= stored.lane.kept
 
     def _stored(self, stream_id: str) -> _Stored:

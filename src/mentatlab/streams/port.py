@@ -283,10 +283,17 @@ class ImmediateLog(Protocol):
         ...
 
 
-def is_due(lane: Lane, now: float) -> bool:
-    """Whether the lane's retention asks for the next step: the end of an open one, or expiry."""
+def due_at(lane: Lane) -> float | None:
+    """When its retention asks for the next step: the end of an open lane, or expiry."""
     limit = lane.retention.ttl_s if lane.state == "open" else lane.retention.retain_s
-    return lane.state != "expired" and limit is not None and lane.changed_at + limit <= now
+    if lane.state == "expired" or lane.head == 0 or limit is None:
+        return None
+    return lane.changed_at + limit
+
+
+def is_due(lane: Lane, now: float) -> bool:
+    due = due_at(lane)
+    return due is not None and due <= now
 
 
 def find_place(lanes: Iterable[Lane], wanted: Lane) -> Lane | None:

@@ -452,7 +452,7 @@ class StreamLogContract:
         held = list(await log.read(short, 0))
         for number in range(20):
             draft = binary(b"x" * 300) if number % 3 else data_draft("y" * 200)
-            held += (await append(log, short, draft)).entries
+            held += (await append(log, short, draft, at=NOW + 2 + number)).entries
             await append(log, other, *numbers(number))
             while sum(entry.length for entry in held) > 3000:
                 del held[1]
@@ -468,6 +468,8 @@ class StreamLogContract:
         assert [entry for entry in order if entry.stream_id == short] == held
         assert len([entry for entry in order if entry.stream_id == other]) == 21
         assert (await log.run("rn_1")).head == 42
+        assert await log.at_time(short, held[1].time_ms - 1) == stands.floor - 1
+        assert await log.at_time(short, held[0].time_ms) == 0
 
     async def test_one_record_may_be_larger_than_what_is_kept(self, log: StreamLog) -> None:
         keep = Retention(max_bytes=1000)
