@@ -13,8 +13,8 @@ from mentatlab.conformance import (
     VERBS,
     Case,
     Result,
-    conformance,
     load_cases,
+    play_cases,
     selected,
     shipped_cases,
 )
@@ -46,7 +46,7 @@ def failures(results: list[Result]) -> list[str]:
 
 
 def play(server: Up, cases: list[Case], **options: Any) -> list[Result]:
-    return asyncio.run(conformance(cases, server.url, **options))
+    return asyncio.run(play_cases(cases, server.url, **options))
 
 
 @pytest.mark.timeout(300)

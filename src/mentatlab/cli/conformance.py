@@ -7,16 +7,7 @@ from pathlib import Path
 import click
 
 from mentatlab.cli.output import asynchronous, emit, json_option, note, table, wants_json
-from mentatlab.conformance import (
-    VERBS,
-    Result,
-    load_cases,
-    selected,
-    shipped_cases,
-)
-from mentatlab.conformance import (
-    conformance as played,
-)
+from mentatlab.conformance import VERBS, Result, load_cases, play_cases, selected, shipped_cases
 
 OUTCOMES = ("passed", "failed", "skipped")
 
@@ -40,7 +31,7 @@ async def conformance(
 ) -> None:
     """Play the conformance cases against the server at URL; exit code 1 when one fails."""
     cases = selected(load_cases(folder or shipped_cases(), VERBS), only)
-    results = await played(cases, url, key=key, slow=slow, jobs=jobs, told=_tell)
+    results = await play_cases(cases, url, key=key, slow=slow, jobs=jobs, told=_tell)
     counts = Counter(result.outcome for result in results)
     told = {"url": url, **{name: counts[name] for name in OUTCOMES}, "cases": results}
     emit(told, lambda: _report(results))

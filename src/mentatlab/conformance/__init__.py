@@ -4,7 +4,7 @@ Black box: it speaks HTTP and WebSocket, and knows nothing of the server's code.
 """
 
 from mentatlab.conformance.cases import Case, load_cases, shipped_cases
-from mentatlab.conformance.runner import Outcome, Result, conformance, selected
+from mentatlab.conformance.runner import Outcome, Result, play_cases, selected
 from mentatlab.conformance.steps import VERBS
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "Case",
     "Outcome",
     "Result",
-    "conformance",
     "load_cases",
+    "play_cases",
     "selected",
     "shipped_cases",
 ]

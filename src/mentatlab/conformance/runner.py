@@ -46,7 +46,7 @@ def _path(case: Case) -> str:
     return f"{case.theme}/{case.id}"
 
 
-async def conformance(
+async def play_cases(
     cases: Iterable[Case],
     url: str,
     *,
@@ -62,7 +62,7 @@ async def conformance(
     `Unavailable(SERVER_UNREACHABLE)` when nobody answers at `url`.
     """
     waiting = asyncio.Semaphore(jobs)
-    async with httpx2.AsyncClient(timeout=timeout_s) as http:
+    async with httpx2.AsyncClient(timeout=None) as http:  # each step has its patience
         guarded = await _guarded(http, url)
 
         async def one(case: Case) -> Result:
@@ -84,7 +84,7 @@ async def conformance(
 async def _guarded(http: httpx2.AsyncClient, url: str) -> bool:
     """Whether the deployment asks callers for a credential."""
     try:
-        answer = await http.get(f"{url.rstrip('/')}/api/v1/streams/st_nobody")
+        answer = await http.get(f"{url.rstrip('/')}/api/v1/streams/st_nobody", timeout=TIMEOUT_S)
     except httpx2.TransportError as error:
         raise Unavailable(
             Code.SERVER_UNREACHABLE, f"{url}: {error}", hint="start it with `mentatlab up`"

@@ -45,9 +45,10 @@ async def init(
 ) -> None:
     """Opens a stream; `$id` is its id, `$id.run_id`, `$id.pub_token`, … the rest of the answer."""
     told = {"agent_id": "conformance", "pin_name": "out", **world.fill(body)}
-    response = await world.request(
-        "POST", "/api/v1/streams/init", json=told, headers=world.headers({}, auth)
-    )
+    async with _patience(world, lambda: "no answer"):
+        response = await world.request(
+            "POST", "/api/v1/streams/init", json=told, headers=world.headers({}, auth)
+        )
     if response.status_code != 200:
         raise FailedError(f"{response.status_code}: {shown(response.text)}")
     answer = response.json()
