@@ -18,8 +18,9 @@ from fastapi import FastAPI
 from PIL import Image
 
 from mentatlab.gateway import problems
+from mentatlab.gateway.media_headers import clean_name, content_disposition
 from mentatlab.gateway.server import serving
-from mentatlab.gateway.storage_routes import clean_name, content_disposition, storage_router
+from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.storage import StorageManager, open_local, open_memory
 
 UPLOAD = "/api/v1/storage/upload"

@@ -18,6 +18,7 @@ from mentatlab.gateway import problems
 from mentatlab.gateway.admission import Admission, Rules
 from mentatlab.gateway.asgi import AdmissionMiddleware
 from mentatlab.gateway.server import serving
+from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.stream_wire import Timing
 from mentatlab.streams import StreamingConnectionManager, open_hub
@@ -32,9 +33,11 @@ async def _no_keys(_: str) -> None:
 def make_app(hub: StreamingConnectionManager, **timing: float) -> ASGIApp:
     app = FastAPI()
     problems.install(app)
-    app.include_router(stream_router(hub, SECRET, timing=Timing(**timing)))
     rules = Rules(loopback=True, home_key="k" * 32, token_secret=SECRET)
-    return AdmissionMiddleware(app, Admission(rules, _no_keys, hub))
+    admission = Admission(rules, _no_keys, hub)
+    app.include_router(stream_router(hub, admission))
+    app.include_router(portable_router(hub, timing=Timing(**timing)))
+    return AdmissionMiddleware(app, admission)
 
 
 @asynccontextmanager

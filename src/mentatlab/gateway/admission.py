@@ -30,7 +30,7 @@ from mentatlab.gateway.identity import ANONYMOUS, LOOPBACK_USER, Caller
 from mentatlab.gateway.limits import MAX_HEADERS, MAX_PATH_CHARS, MAX_QUERY_BYTES, Buckets
 from mentatlab.gateway.problems import status_of
 from mentatlab.gateway.stream_access import Authority, Shared
-from mentatlab.gateway.tickets import Once, OnceHere, Tickets
+from mentatlab.gateway.tickets import Tickets
 from mentatlab.protocol.errors import (
     Code,
     Forbidden,
@@ -137,18 +137,9 @@ class Book:
 
 
 class Admission:
-    """`once` is shared by all gateways that take each other's tickets."""
-
-    def __init__(
-        self,
-        rules: Rules,
-        keys: KeyLookup,
-        hub: StreamingConnectionManager,
-        *,
-        once: Once | None = None,
-    ) -> None:
+    def __init__(self, rules: Rules, keys: KeyLookup, hub: StreamingConnectionManager) -> None:
         self.rules, self.book = rules, Book()
-        self.tickets = Tickets(rules.token_secret, once or OnceHere(time.time), time.time)
+        self.tickets = Tickets(rules.token_secret, hub.claim, time.time)
         self._credentials = Credentials(rules.home_key, rules.token_secret, keys)
         self._rate = Buckets(rules.rate, rules.burst)
         self._shared = Shared(

@@ -19,6 +19,7 @@ from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.runs_routes import runs_router
 from mentatlab.gateway.storage_routes import storage_router
+from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.system_routes import system_router
 from mentatlab.runs.engine import Engine
@@ -61,7 +62,8 @@ def create_gateway(services: Services, admission: Admission, *, multimodal: bool
     install(app)
     for router in _routers(services, multimodal):
         app.include_router(router)
-    app.include_router(stream_router(services.hub, admission.rules.token_secret))
+    app.include_router(stream_router(services.hub, admission))
+    app.include_router(portable_router(services.hub))
     app.add_middleware(AdmissionMiddleware, admission=admission)
     app.add_middleware(
         CORSMiddleware,  # outside: a preflight carries no credential

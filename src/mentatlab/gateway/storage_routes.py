@@ -5,7 +5,6 @@ import binascii
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
-from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -15,6 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mentatlab.gateway.form_upload import FormUpload
+from mentatlab.gateway.media_headers import clean_name, safe_headers
 from mentatlab.gateway.ranges import CONDITIONS, select
 from mentatlab.protocol.errors import Code, Invalid, NotFound
 from mentatlab.protocol.media import is_ref_id
@@ -27,15 +27,6 @@ FileType = Literal["audio", "image", "video", "binary"]
 _SETTINGS = ("type", "filename", "sha256")
 _DIGEST = re.compile(r"(?:^|[,\s])sha-256=:([^:]*):", re.IGNORECASE)
 _CLIENT_GONE = 499  # nginx's number; nobody reads it
-_INLINE = frozenset(
-    {
-        *("audio/aac", "audio/flac", "audio/mp4", "audio/mpeg", "audio/ogg", "audio/wav"),
-        *("audio/webm", "image/avif", "image/bmp", "image/gif", "image/jpeg", "image/png"),
-        *("image/webp", "video/mp4", "video/ogg", "video/quicktime", "video/webm"),
-    }
-)
-"""Types that a browser shows and cannot run. All else is downloaded."""
-
 _UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -225,12 +216,6 @@ def announced_sha256(headers: Headers) -> str | None:
     return None
 
 
-def clean_name(name: str) -> str:
-    """The last part of a path, without control characters, at most 200 characters."""
-    last = re.split(r"[/\\]", name)[-1]
-    return "".join(c for c in last if c.isprintable())[:200].strip()
-
-
 def _uploaded(blob: Blob) -> dict[str, Any]:
     reference = blob.reference().to_dict()
     return {"ref": blob.id, "metadata": blob.metadata, "reference": reference}
@@ -286,22 +271,9 @@ def _conditions(headers: Headers) -> dict[str, str]:
 
 def headers_of(blob: Blob) -> dict[str, str]:
     """What every answer about an object carries. Uploaded bytes must never run in our origin."""
-    kind = "inline" if blob.mime_type in _INLINE else "attachment"
     return {
         "ETag": f'"b3-{blob.blake3}"',
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "sandbox",
-        "Content-Disposition": content_disposition(kind, blob.filename),
+        **safe_headers(blob.mime_type, blob.filename),
     }
-
-
-def content_disposition(kind: str, filename: str) -> str:
-    """RFC 6266; the name also in UTF-8 (RFC 8187) when ASCII cannot say it. Nothing breaks out."""
-    name = clean_name(filename)
-    if not name:
-        return kind
-    plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
-    header = f'{kind}; filename="{plain}"'
-    return header if plain == name else f"{header}; filename*=UTF-8''{quote(name, safe='')}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -54,15 +54,32 @@ class Authority:
         `Unauthenticated`, `Forbidden`, or `NotFound(STREAM_UNKNOWN)`: unknown and foreign look
         alike.
         """
+        if capability == "sub":
+            return await self.allowed((capability,), id_)
+        await self._identified((capability,))
+        return self._covered((capability,), id_, await self._shared.hub.identity(id_))
+
+    async def allowed(self, capabilities: Iterable[Capability], id_: str) -> Lane | Run:
+        """As `check`, for all of them at once; of a run, too, `pub` and `cancel`: for those of its
+        lanes that clients have opened.
+        """
+        await self._identified(capabilities)
+        return self._covered(capabilities, id_, await self._shared.hub.find(id_))
+
+    async def _identified(self, capabilities: Iterable[Capability]) -> None:
+        """Before the stream is looked up: strangers do not learn whether there is one."""
         await self.guard()
-        who = self.caller
-        if who.claims is None:
-            authorise(who, "read" if capability == "sub" else "publish")
-        hub = self._shared.hub
-        found = await (hub.find(id_) if capability == "sub" else hub.identity(id_))
-        if found.workspace != who.workspace:
+        if self.caller.claims is None:
+            for capability in capabilities:
+                authorise(self.caller, "read" if capability == "sub" else "publish")
+
+    def _covered(
+        self, capabilities: Iterable[Capability], id_: str, found: Lane | Run
+    ) -> Lane | Run:
+        if found.workspace != self.caller.workspace:
             raise unknown(id_)
-        allow(who, capability, found)
+        for capability in capabilities:
+            allow(self.caller, capability, found)
         return found
 
     async def guard(self) -> None:

@@ -1,104 +1,44 @@
-"""Streams over HTTP and WebSocket: open, publish, look, follow."""
+"""Streams over HTTP: open, publish, look, end, and let others do so."""
 
 import hashlib
 import time
 from typing import Annotated, Any
 
-import msgspec
-from fastapi import APIRouter, Header, Query, Request, Response, WebSocket
-from pydantic import BaseModel
+from fastapi import APIRouter, Header, Query, Request
 
+from mentatlab.gateway.admission import Admission
 from mentatlab.gateway.identity import authorise, caller
-from mentatlab.gateway.stream_access import admit
-from mentatlab.gateway.stream_msp import PROTOCOL, MspSocket
-from mentatlab.gateway.stream_plain import PlainSocket
-from mentatlab.gateway.stream_sse import EventStream
-from mentatlab.gateway.stream_wire import Timing, serve
-from mentatlab.protocol.errors import Code, Conflict, Forbidden, Invalid
-from mentatlab.protocol.records import MAX_RECORD_BYTES, Durability, timestamp
+from mentatlab.gateway.stream_access import Authority, authority
+from mentatlab.gateway.stream_bodies import MediaFacts, parse_body
+from mentatlab.gateway.stream_log import log_router
+from mentatlab.gateway.stream_models import (
+    CancelAnswer,
+    PublishAnswer,
+    RunStreams,
+    StreamInfo,
+    StreamLimits,
+    StreamOpened,
+    TicketAnswer,
+    TokenAnswer,
+    TokenBody,
+    info_of,
+    run_of,
+    sse_url,
+    ws_url,
+)
+from mentatlab.protocol.errors import Code, Conflict, Forbidden, RateLimited
 from mentatlab.protocol.tokens import MAX_LIFETIME_S, Capability, Claims, mint
 from mentatlab.streams import Lane, StreamingConnectionManager, StreamInitRequest, StreamSession
-from mentatlab.streams.port import READ_BYTES, LaneState
-from mentatlab.streams.publishing import BATCH_RECORDS, parse_records
 
 IdempotencyKey = Annotated[
     str | None, Header(max_length=200, description="The same key opens the same stream")
 ]
-From = Annotated[
-    str | None,
-    Query(alias="from", description="start, latest, a sequence (inclusive), a cursor (exclusive)"),
-]
 
 
-class StreamLimits(BaseModel):
-    """Bytes; `records` in one POST batch or waiting on one connection."""
-
-    record_bytes: int = MAX_RECORD_BYTES
-    in_flight_bytes: int = READ_BYTES
-    records: int = BATCH_RECORDS
-
-
-class StreamOpened(BaseModel):
-    """URLs are paths on this server; tokens are for this stream and end after an hour."""
-
-    stream_id: str
-    run_id: str
-    epoch: int
-    ws_url: str
-    sse_url: str
-    pub_token: str
-    sub_token: str
-    limits: StreamLimits
-    status: LaneState
-
-
-class StreamInfo(BaseModel):
-    """`head` is the last sequence, `chunks` and `bytes` count the standing data records."""
-
-    stream_id: str
-    run_id: str
-    node_id: str
-    pin_name: str
-    agent_id: str
-    mime_type: str
-    durability: Durability
-    epoch: int
-    head: int
-    cursor: str
-    chunks: int
-    bytes: int
-    attempt: int
-    state: LaneState
-    created_at: str
-    ws_url: str
-    sse_url: str
-
-
-class RunStreams(BaseModel):
-    """A run as a stream: its lanes; `head` counts the records of its commit lanes."""
-
-    run_id: str
-    epoch: int
-    head: int
-    cursor: str
-    streams: list[StreamInfo]
-
-
-class PublishAnswer(BaseModel):
-    """`first` to `last` are the sequences of the batch; `duplicate`: the log had it already."""
-
-    stream_id: str
-    first: int
-    last: int
-    duplicate: bool
-
-
-def stream_router(
-    hub: StreamingConnectionManager, secret: bytes, *, timing: Timing | None = None
-) -> APIRouter:
-    """`secret` signs the tokens that `init` answers (`admission.token_secret`)."""
+def stream_router(hub: StreamingConnectionManager, admission: Admission) -> APIRouter:
     router = APIRouter(tags=["streams"])
-    timing = timing or Timing()
+    router.include_router(log_router(hub))
+    secret = admission.rules.token_secret
 
     @router.post("/api/v1/streams/init")
     async def init(
@@ -117,10 +57,22 @@ def stream_router(
         return _opened(session, secret)
 
     @router.post("/api/v1/streams/{stream_id}/records", openapi_extra=_RECORDS_BODY)
-    async def publish(request: Request, stream_id: str) -> PublishAnswer:
-        """Append records, all or none. With `producer{id, epoch, seq}` exactly once."""
-        await admit(hub, request, stream_id, "pub")
-        batch = parse_records(_json(await request.body()), stream_id=stream_id)
+    async def publish(
+        request: Request, stream_id: str, facts: Annotated[MediaFacts, Query()]
+    ) -> PublishAnswer:
+        """Append records, all or none. With a producer exactly once."""
+        who = authority(request)
+        await who.check("pub", stream_id)
+        if wait := who.owe(0):
+            raise RateLimited(wait)
+        batch = parse_body(
+            await request.body(),
+            request.headers.get("content-type"),
+            lane=await hub.identity(stream_id),
+            facts=facts,
+            headers=request.headers,
+        )
+        who.owe(len(batch.drafts))
         appended = await hub.publish(stream_id, batch.drafts, producer=batch.producer)
         return PublishAnswer(
             stream_id=stream_id,
@@ -129,48 +81,40 @@ def stream_router(
             duplicate=appended.duplicate,
         )
 
+    @router.post("/api/v1/streams/{stream_id}/cancel")
+    async def cancel(request: Request, stream_id: str) -> CancelAnswer:
+        """End a stream as cancelled, for everybody; one that has ended stays as it is."""
+        await authority(request).check("cancel", stream_id)
+        await hub.end_stream(stream_id, reason="cancelled")
+        return CancelAnswer(stream_id=stream_id, state=(await hub.lane(stream_id)).state)
+
+    @router.post("/api/v1/streams/{stream_id}/tokens")
+    async def token(request: Request, stream_id: str, body: TokenBody | None = None) -> TokenAnswer:
+        """A token for a stream or run: by a key with the scope, or by a token for its own
+        capabilities or fewer."""
+        who, asked = authority(request), body or TokenBody()
+        capabilities = _wanted(who, asked)
+        await who.allowed(capabilities, stream_id)
+        until = int(time.time()) + asked.lifetime_s
+        claims = who.granted(stream_id, capabilities, until)
+        return TokenAnswer(token=mint(claims, secret), expires=claims.expires)
+
+    @router.post("/api/v1/streams/{stream_id}/tickets")
+    async def ticket(request: Request, stream_id: str) -> TicketAnswer:
+        """A ticket to follow a stream or run once, where no header can be sent."""
+        who = authority(request)
+        await who.check("sub", stream_id)
+        until = int(time.time()) + MAX_LIFETIME_S
+        issued = admission.tickets.issue(who.granted(stream_id, ("sub",), until))
+        return TicketAnswer(ticket=issued.ticket, expires=issued.expires)
+
     @router.get("/api/v1/streams/{stream_id}")
     async def look(request: Request, stream_id: str) -> StreamInfo | RunStreams:
         """A stream, or a run with its streams."""
-        found = await admit(hub, request, stream_id, "sub")
+        found = await authority(request).check("sub", stream_id)
         if isinstance(found, Lane):
-            return _info(found)
-        return RunStreams(
-            run_id=found.run_id,
-            epoch=found.epoch,
-            head=found.head,
-            cursor=str(found.cursor),
-            streams=[_info(lane) for lane in await hub.lanes(found.run_id)],
-        )
-
-    @router.get(
-        "/api/v1/streams/{stream_id}/sse",
-        status_code=200,  # said here: the response class has no default that OpenAPI could read
-        response_class=EventStream,
-        responses={
-            200: {"content": {"text/event-stream": {}}, "description": "The records as events"},
-            204: {"description": "The stream has ended and you have all of it: stop reconnecting"},
-        },
-    )
-    async def sse(
-        request: Request,
-        stream_id: str,
-        from_: From = None,
-        last_event_id: Annotated[str | None, Header()] = None,
-    ) -> Response:
-        """Follow a stream or a run with EventSource. `Last-Event-ID` beats `from`."""
-        await admit(hub, request, stream_id, "sub")
-        start = last_event_id or from_ or "start"
-        if await hub.finished(stream_id, start):
-            return Response(status_code=204)
-        return EventStream(hub, stream_id, start, mark_s=timing.mark_s)
-
-    @router.websocket("/ws/streams/{stream_id}")
-    async def socket(websocket: WebSocket, stream_id: str) -> None:
-        if PROTOCOL in websocket.scope["subprotocols"]:
-            await serve(MspSocket(hub, websocket, stream_id, timing), subprotocol=PROTOCOL)
-        else:
-            await serve(PlainSocket(hub, websocket, stream_id, timing))
+            return info_of(found)
+        return run_of(found, await hub.lanes(found.run_id))
 
     return router
 
@@ -178,7 +122,9 @@ def stream_router(
 _RECORDS_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": 'One record, a list, or `{"records": [...], "producer": {...}}`',
+        "description": 'One record, a list, or `{"records": [...], "producer": {...}}`; a record a '
+        "line; or of any other type the bytes of one binary record (at most 1 MiB). A producer may "
+        "stand in the headers Producer-Id, Producer-Epoch and Producer-Seq",
         "content": {
             "application/json": {
                 "schema": {},
@@ -186,10 +132,18 @@ _RECORDS_BODY: dict[str, Any] = {
                     "records": [{"type": "stream_data", "payload": {"data": {"text": "hello"}}}],
                     "producer": {"id": "me", "epoch": 0, "seq": 1},
                 },
-            }
+            },
+            "application/x-ndjson": {"schema": {"type": "string"}},
+            "*/*": {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
+
+
+def _wanted(who: Authority, asked: TokenBody) -> tuple[Capability, ...]:
+    if asked.capabilities is not None:
+        return tuple(dict.fromkeys(asked.capabilities))
+    return ("sub",) if who.caller.claims is None else who.caller.claims.capabilities
 
 
 async def _open(
@@ -207,6 +161,8 @@ async def _open(
         durability=body.durability,
         stream_id=known and f"st_{known}",
         external=True,
+        retention=body.retention,
+        facts=body.facts,
     )
     lane = session.lane
     if not lane.external:
@@ -215,10 +171,9 @@ async def _open(
             "this pin belongs to its run",
             hint="use another node_id, or leave run_id out",
         )
-    said = (body.agent_id, body.mime_type, body.durability)
-    if key is not None and (
-        lane.stream_id != f"st_{known}" or said != (lane.agent_id, lane.mime_type, lane.durability)
-    ):
+    said = (body.agent_id, body.mime_type, body.durability, body.retention)
+    found = (lane.agent_id, lane.mime_type, lane.durability, lane.retention)
+    if key is not None and (lane.stream_id != f"st_{known}" or said != found):
         raise _reused()
     return session
 
@@ -250,51 +205,10 @@ def _opened(session: StreamSession, secret: bytes) -> StreamOpened:
         stream_id=lane.stream_id,
         run_id=lane.run_id,
         epoch=lane.epoch,
-        ws_url=_ws_url(lane.stream_id),
-        sse_url=_sse_url(lane.stream_id),
+        ws_url=ws_url(lane.stream_id),
+        sse_url=sse_url(lane.stream_id),
         pub_token=token("pub", "cancel"),
         sub_token=token("sub"),
         limits=StreamLimits(),
         status=lane.state,
     )
-
-
-def _info(lane: Lane) -> StreamInfo:
-    return StreamInfo(
-        stream_id=lane.stream_id,
-        run_id=lane.run_id,
-        node_id=lane.node_id,
-        pin_name=lane.pin_name,
-        agent_id=lane.agent_id,
-        mime_type=lane.mime_type,
-        durability=lane.durability,
-        epoch=lane.epoch,
-        head=lane.head,
-        cursor=str(lane.cursor),
-        chunks=lane.chunks,
-        bytes=lane.bytes,
-        attempt=lane.attempt,
-        state=lane.state,
-        created_at=timestamp(lane.created_at),
-        ws_url=_ws_url(lane.stream_id),
-        sse_url=_sse_url(lane.stream_id),
-    )
-
-
-def _ws_url(stream_id: str) -> str:
-    return f"/ws/streams/{stream_id}"
-
-
-def _sse_url(stream_id: str) -> str:
-    return f"/api/v1/streams/{stream_id}/sse"
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(
-            Code.STREAM_RECORD_INVALID,
-            f"the body is not JSON: {error}",
-            hint="send a record, a list of records, or an object with `records`",
-        ) from error

@@ -1,7 +1,7 @@
 """Tickets: single use, for those who can send no header (EventSource, a browser's WebSocket)."""
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from mentatlab.protocol.errors import Code, Unauthenticated
 from mentatlab.protocol.ids import new_id
@@ -13,37 +13,9 @@ from mentatlab.protocol.tokens import (
     verify_ticket,
 )
 
-
-class Once(Protocol):
-    """Who comes first, over all gateways that share it."""
-
-    async def claim(self, name: str, *, ttl_s: float) -> bool:
-        """True for exactly one call with that name within `ttl_s` seconds. Atomic."""
-        ...
-
-
-class OnceHere:
-    """Of one process. Holds names for their `ttl_s`, no longer."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._until: dict[str, float] = {}
-
-    async def claim(self, name: str, *, ttl_s: float) -> bool:
-        now = self._now()
-        if self._until.get(name, now) > now:
-            return False
-        self._forget(now)
-        self._until[name] = now + ttl_s
-        return True
-
-    def _forget(self, now: float) -> None:
-        """Names come in about the order in which they end."""
-        while self._until:
-            oldest = next(iter(self._until))
-            if self._until[oldest] > now:
-                return
-            del self._until[oldest]
+Claim = Callable[[str, float], Awaitable[bool]]
+"""Take a name for that many seconds: True for the first who asks, over all gateways that share the
+log (`hub.claim`)."""
 
 
 class Issued(NamedTuple):
@@ -52,8 +24,8 @@ class Issued(NamedTuple):
 
 
 class Tickets:
-    def __init__(self, secret: bytes, once: Once, now: Callable[[], float]) -> None:
-        self._secret, self._once, self._now = secret, once, now
+    def __init__(self, secret: bytes, claim: Claim, now: Callable[[], float]) -> None:
+        self._secret, self._claim, self._now = secret, claim, now
 
     def issue(self, claims: Claims) -> Issued:
         """A ticket whose use gives `claims`."""
@@ -68,7 +40,7 @@ class Tickets:
     async def redeem(self, text: str) -> Claims:
         """Its claims, once; `Unauthenticated(TOKEN_INVALID)` after that."""
         ticket = self.look(text)
-        if await self._once.claim(ticket.id, ttl_s=TICKET_LIFETIME_S):
+        if await self._claim(ticket.id, TICKET_LIFETIME_S):
             return ticket.claims
         raise Unauthenticated(
             Code.TOKEN_INVALID,
