@@ -1,0 +1,274 @@
+"""The log in Redis: one that several gateways share.
+
+The rules are `lanes.append` here, on what this process believes; `RedisWriter` has Redis carry a
+decision out if that is still so. Reading asks Redis each time, in one call.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from mentatlab.protocol.errors import MentatError, NotFound, Unavailable
+from mentatlab.protocol.records import Draft, Producer
+from mentatlab.streams import redis_scripts as scripts
+from mentatlab.streams.port import (
+    READ_BYTES,
+    READ_RECORDS,
+    Appended,
+    Entry,
+    Known,
+    Lane,
+    Opened,
+    Run,
+    check_kept,
+    is_due,
+    unknown,
+)
+from mentatlab.streams.redis_server import Command, RedisServer
+from mentatlab.streams.redis_transaction import (
+    VERSION,
+    Transaction,
+    decode_entry,
+    decode_known,
+    lane_of,
+    run_of,
+    taken,
+)
+from mentatlab.streams.redis_writer import RedisWriter, RunKeys, keys_of
+
+T = TypeVar("T")
+
+REMEMBERED = 65_536
+"""Streams of which this process knows the run."""
+
+
+class RedisStreamLog:
+    """A `StreamLog` and `Claims` on a `RedisServer`; closes it."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server, self._writer = server, RedisWriter(server)
+        self._run_ids: dict[str, str] = {}
+
+    # ------------------------------------------------------------------ lanes
+
+    async def create(self, lane: Lane) -> Lane:
+        return await self._make(lane, lambda t: t.create(lane), lambda made: made)
+
+    async def open(self, lane: Lane, start: Draft, *, now: float) -> Opened:
+        return await self._make(lane, lambda t: t.open(lane, start, now), lambda made: made.lane)
+
+    async def _make(
+        self, lane: Lane, work: Callable[[Transaction], T], made_by: Callable[[T], Lane]
+    ) -> T:
+        """The id is taken first, so that no crash leaves a lane that cannot be found by it."""
+        key = self._id_key(lane.stream_id)
+        new, run_id, *_ = (
+            await self._server.commands(
+                ("SETNX", key, lane.run_id), ("GET", key), *self._reminder(lane)
+            )
+        ).values
+        if run_id != lane.run_id.encode():
+            raise taken(lane.stream_id)
+        try:
+            made = await self._writer.write(lane.run_id, work)
+        except MentatError as error:
+            if new and not isinstance(error, Unavailable):
+                await self._server.ask("DEL", key)
+            raise
+        if new and made_by(made).stream_id != lane.stream_id:
+            await self._server.ask("DEL", key)
+        return made
+
+    async def get(self, stream_id: str) -> Lane:
+        keys = await self._keys_of(stream_id)
+        return self._lane(await self._server.ask("HGET", keys.hash, f"lane:{stream_id}"), stream_id)
+
+    async def lanes(self, run_id: str) -> list[Lane]:
+        keys = self._keys(run_id)
+        found: list[bytes] = await self._server.call(scripts.LANES, (keys.hash, keys.lanes))
+        return [lane_of(raw[VERSION:], self._epoch) for raw in found]
+
+    async def run(self, run_id: str) -> Run:
+        return self._run(await self._server.ask("HGET", self._keys(run_id).hash, "run"), run_id)
+
+    async def producer(self, stream_id: str, producer_id: str) -> Known | None:
+        keys = await self._keys_of(stream_id)
+        lane, known = (
+            await self._server.commands(
+                ("HGET", keys.hash, f"lane:{stream_id}"),
+                ("HGET", keys.producers(stream_id), producer_id),
+            )
+        ).values
+        self._lane(lane, stream_id)
+        return None if known is None else decode_known(known[VERSION:])
+
+    # ------------------------------------------------------------------ writing
+
+    async def append(
+        self,
+        stream_id: str,
+        drafts: Sequence[Draft],
+        *,
+        now: float,
+        producer: Producer | None = None,
+    ) -> Appended:
+        return await self._change(stream_id, lambda t: t.append(stream_id, drafts, now, producer))
+
+    async def fence(self, stream_id: str, producer_id: str) -> Known | None:
+        return await self._change(stream_id, lambda t: t.fence(stream_id, producer_id))
+
+    async def expire(self, stream_id: str) -> Lane:
+        return await self._change(stream_id, lambda t: t.expire(stream_id))
+
+    async def _change(self, stream_id: str, work: Callable[[Transaction], T]) -> T:
+        run_id = await self._run_of(stream_id)
+        try:
+            return await self._writer.write(run_id, work)
+        except NotFound:
+            self._run_ids.pop(stream_id, None)
+            raise
+
+    # ------------------------------------------------------------------ reading
+
+    async def read(
+        self,
+        stream_id: str,
+        after: int,
+        *,
+        max_records: int = READ_RECORDS,
+        max_bytes: int = READ_BYTES,
+    ) -> list[Entry]:
+        keys = await self._keys_of(stream_id)
+        lane, found = await self._server.call(
+            scripts.READ,
+            (keys.hash, keys.records(stream_id)),
+            f"lane:{stream_id}",
+            max(0, after) + 1,
+            max_records,
+            max_bytes,
+        )
+        check_kept(self._lane(lane, stream_id))
+        return [decode_entry(each) for each in found]
+
+    async def read_run(
+        self,
+        run_id: str,
+        after: int,
+        *,
+        max_records: int = READ_RECORDS,
+        max_bytes: int = READ_BYTES,
+    ) -> list[Entry]:
+        keys = self._keys(run_id)
+        run, found = await self._server.call(
+            scripts.READ_RUN,
+            (keys.hash, keys.order),
+            max(0, after) + 1,
+            max_records,
+            max_bytes,
+        )
+        self._run(run, run_id)
+        return [decode_entry(each) for each in found]
+
+    async def at_time(self, id_: str, time_ms: int) -> int:
+        try:
+            lane, word = await self.get(id_), 2
+            key, head = self._keys(lane.run_id).records(id_), lane.head
+        except NotFound:
+            key, head, word = self._keys(id_).order, (await self.run(id_)).head, 3
+        found: int = await self._server.call(scripts.AT_TIME, (key,), time_ms, word)
+        return head if found < 0 else found
+
+    # ------------------------------------------------------------------ retention
+
+    async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
+        """Lanes are asked about at a time when they may be due; if not, at another one."""
+        ids: list[bytes] = await self._server.ask(
+            "ZRANGEBYSCORE", self._due_key, "-inf", now, "LIMIT", 0, limit
+        )
+        found: list[Lane] = []
+        for stream_id in map(bytes.decode, ids):
+            try:
+                lane = await self.get(stream_id)
+            except NotFound:
+                lane = None
+            if lane is not None and is_due(lane, now):
+                found.append(lane)
+            else:
+                await self._remind(stream_id, lane)
+        return found
+
+    def _reminder(self, lane: Lane) -> list[Command]:
+        if (at := _may_be_due(lane)) is None:
+            return []
+        return [("ZADD", self._due_key, "LT", at, lane.stream_id)]
+
+    async def _remind(self, stream_id: str, lane: Lane | None) -> None:
+        if lane is None or (at := _may_be_due(lane)) is None:
+            await self._server.ask("ZREM", self._due_key, stream_id)
+        else:
+            await self._server.ask("ZADD", self._due_key, at, stream_id)
+
+    async def delete_run(self, run_id: str) -> None:
+        ids = await self._server.call(scripts.DELETE, self._keys(run_id).all, run_id)
+        for stream_id in map(bytes.decode, ids[:-1]):
+            self._run_ids.pop(stream_id, None)
+            await self._server.commands(
+                ("DEL", self._id_key(stream_id)), ("ZREM", self._due_key, stream_id)
+            )
+
+    async def claim(self, name: str, ttl_s: float) -> bool:
+        key = f"{self._server.prefix}claim:{name}"
+        return bool(await self._server.ask("SET", key, 1, "NX", "PX", max(1, int(ttl_s * 1000))))
+
+    async def aclose(self) -> None:
+        await self._writer.aclose()
+        await self._server.aclose()
+
+    # ------------------------------------------------------------------ names
+
+    @property
+    def _epoch(self) -> int:
+        return self._server.rules.epoch
+
+    @property
+    def _due_key(self) -> str:
+        return f"{self._server.prefix}due"
+
+    def _id_key(self, stream_id: str) -> str:
+        return f"{self._server.prefix}stream:{stream_id}"
+
+    def _keys(self, run_id: str) -> RunKeys:
+        return keys_of(self._server.prefix, run_id)
+
+    async def _keys_of(self, stream_id: str) -> RunKeys:
+        return self._keys(await self._run_of(stream_id))
+
+    async def _run_of(self, stream_id: str) -> str:
+        if (run_id := self._run_ids.get(stream_id)) is not None:
+            return run_id
+        found: bytes | None = await self._server.ask("GET", self._id_key(stream_id))
+        if found is None:
+            raise unknown(stream_id)
+        if len(self._run_ids) >= REMEMBERED:
+            del self._run_ids[next(iter(self._run_ids))]
+        self._run_ids[stream_id] = found.decode()
+        return found.decode()
+
+    def _lane(self, raw: bytes | None, stream_id: str) -> Lane:
+        if raw is None:
+            self._run_ids.pop(stream_id, None)
+            raise unknown(stream_id)
+        return lane_of(raw[VERSION:], self._epoch)
+
+    def _run(self, raw: bytes | None, run_id: str) -> Run:
+        if raw is None:
+            raise unknown(run_id)
+        return run_of(raw[VERSION:], self._epoch)
+
+
+def _may_be_due(lane: Lane) -> float | None:
+    """The earliest time at which its retention can ask for something; None = never."""
+    since, keep = lane.changed_at or lane.created_at, lane.retention
+    if lane.state == "expired":
+        return None
+    limits = (keep.ttl_s, keep.retain_s) if lane.state == "open" else (keep.retain_s,)
+    return min((since + limit for limit in limits if limit is not None), default=None)
