@@ -1,15 +1,18 @@
 """Bodies of `POST /api/v1/streams/{id}/records`: JSON, a record a line, one binary record."""
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, TypeVar
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from mentatlab.protocol import frames
-from mentatlab.protocol.errors import Code, Invalid, UnsupportedMedia
-from mentatlab.protocol.records import Draft, Producer
+from mentatlab.protocol.errors import Code, Invalid, TooLarge, UnsupportedMedia
+from mentatlab.protocol.records import Draft, Message, Producer, draft_of
 from mentatlab.streams.port import Lane
-from mentatlab.streams.publishing import Batch, checked_producer, parse_lines, parse_records
+from mentatlab.streams.publishing import BATCH_RECORDS, Batch, checked_producer
+
+T = TypeVar("T")
 
 JSON = "application/json"
 LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -70,6 +73,52 @@ def parse_body(
     return batch._replace(producer=batch.producer or producer_of(headers))
 
 
+class _Body(Message):
+    """`records`: several, appended together; else it is one record itself."""
+
+    records: list[Message] | None = None
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_list = msgspec.json.Decoder(list[Message]).decode
+_decode_lines = msgspec.json.Decoder(Message).decode_lines
+
+
+def parse_records(body: bytes, *, stream_id: str) -> Batch:
+    """JSON: `{"records": […], "producer": {…}}`, a list of records, or one with its `producer`."""
+    if body.lstrip()[:1] == b"[":
+        return _batch(stream_id, _decoded(body, _decode_list), None, len(body))
+    said = _decoded(body, _decode_body)
+    records = [said] if said.records is None else said.records
+    return _batch(stream_id, records, said.producer, len(body))
+
+
+def parse_lines(body: bytes, *, stream_id: str) -> Batch:
+    """NDJSON: a record a line; the first one's `producer` counts."""
+    records = _decoded(body, _decode_lines)
+    return _batch(stream_id, records, records[0].producer if records else None, len(body))
+
+
+def _batch(
+    stream_id: str, records: Sequence[Message], producer: Producer | None, size: int
+) -> Batch:
+    if len(records) > BATCH_RECORDS:
+        raise TooLarge(
+            Code.STREAM_RECORD_TOO_LARGE,
+            f"a batch has at most {BATCH_RECORDS} records, this one has {len(records)}",
+            hint="send several batches; a producer's `seq` goes on over all of them",
+        )
+    checked = None if producer is None else checked_producer(producer)
+    return Batch(stream_id, tuple(draft_of(record) for record in records), checked, size)
+
+
+def _decoded(body: bytes, decode: Callable[[str], T]) -> T:
+    try:
+        return decode(str(body, "utf-8"))  # what is kept as it came must be UTF-8
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(f"not records: {error}") from error
+
+
 def binary_draft(body: bytes, mime: str, lane_mime: str, facts: MediaFacts) -> Draft:
     """The record says its type where it is not the lane's."""
     if len(mime) > _MAX_MIME_CHARS or not mime.isascii() or not mime.isprintable():
@@ -103,5 +152,5 @@ def _invalid(message: str) -> Invalid:
     return Invalid(
         Code.STREAM_RECORD_INVALID,
         message,
-        hint="docs/reference/streams-protocol.md tells the headers",
+        hint="docs/reference/streams-protocol.md has the form",
     )
