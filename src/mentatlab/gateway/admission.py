@@ -137,8 +137,15 @@ class Book:
 
 
 class Admission:
-    def __init__(self, rules: Rules, keys: KeyLookup, hub: StreamingConnectionManager) -> None:
-        self.rules, self.book = rules, Book()
+    def __init__(
+        self,
+        rules: Rules,
+        keys: KeyLookup,
+        hub: StreamingConnectionManager,
+        *,
+        authorise_s: float = AUTHORISE_S,
+    ) -> None:
+        self.rules, self.book, self._authorise_s = rules, Book(), authorise_s
         self.tickets = Tickets(rules.token_secret, hub.claim, time.time)
         self._credentials = Credentials(rules.home_key, rules.token_secret, keys)
         self._rate = Buckets(rules.rate, rules.burst)
@@ -162,7 +169,7 @@ class Admission:
     async def authorise(self, visit: Visit) -> Authority:
         """Who calls; and for SSE, whether the stream or run is his to follow. At most 2 s."""
         try:
-            async with asyncio.timeout(AUTHORISE_S):
+            async with asyncio.timeout(self._authorise_s):
                 authority = await self._authority(visit)
                 if visit.head.edge == "sse" and visit.head.followed is not None:
                     await authority.check("sub", visit.head.followed)

@@ -60,10 +60,8 @@ def create_gateway(services: Services, admission: Admission, *, multimodal: bool
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     install(app)
-    for router in _routers(services, multimodal):
+    for router in _routers(services, admission, multimodal):
         app.include_router(router)
-    app.include_router(stream_router(services.hub, admission))
-    app.include_router(portable_router(services.hub))
     app.add_middleware(AdmissionMiddleware, admission=admission)
     app.add_middleware(
         CORSMiddleware,  # outside: a preflight carries no credential
@@ -76,7 +74,7 @@ def create_gateway(services: Services, admission: Admission, *, multimodal: bool
     return app
 
 
-def _routers(services: Services, multimodal: bool) -> list[APIRouter]:
+def _routers(services: Services, admission: Admission, multimodal: bool) -> list[APIRouter]:
     return [
         agents_router(services.agents, manifests=services.manifests),
         flows_router(services.flows, services.agents),
@@ -84,7 +82,9 @@ def _routers(services: Services, multimodal: bool) -> list[APIRouter]:
         run_events_router(services.engine, services.hub),
         storage_router(services.storage, storage_workspace),
         keys_router(services.keys),
-        system_router(services.agents, services.hub),
+        stream_router(services.hub, admission),
+        portable_router(services.hub),
+        system_router(services.agents, services.hub, admission.book),
     ]
 
 

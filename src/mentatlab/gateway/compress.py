@@ -3,7 +3,8 @@
 import zlib
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import Message, Scope, Send
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 _LEVEL = 6
 _GZIP = 16  # added to the window bits: with gzip's header and trailer
@@ -71,3 +72,10 @@ def compressing(scope: Scope, send: Send) -> Send:
         await send(message)
 
     return encoded
+
+
+class GrowingResponse(StreamingResponse):
+    """In gzip where the client takes it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, compressing(scope, send))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Response
-from starlette.responses import StreamingResponse
 
+from mentatlab.gateway.compress import GrowingResponse
 from mentatlab.gateway.identity import Caller, requires
 from mentatlab.gateway.stream_access import first_of
 from mentatlab.gateway.stream_sse import HEADERS, RETRY_MS
@@ -29,7 +29,7 @@ def run_events_router(engine: Engine, hub: StreamingConnectionManager) -> APIRou
     @router.get(
         "/{run_id}/events",
         summary="What happened, then what happens (SSE); ends with the run",
-        response_class=StreamingResponse,
+        response_class=GrowingResponse,
         responses={
             200: {"content": {"text/event-stream": {}}, "description": "Events, `id` = `seq`"},
             204: {"description": "The run is over, and the reader has its last event"},
@@ -48,7 +48,7 @@ def run_events_router(engine: Engine, hub: StreamingConnectionManager) -> APIRou
         if run.finished and not await engine.events(run_id, workspace=who.workspace, after=start):
             return Response(status_code=204)  # stops an EventSource
         frames = _Follower(engine, hub, run_id, who.workspace, start).frames()
-        return StreamingResponse(frames, headers=HEADERS)
+        return GrowingResponse(frames, headers=HEADERS)
 
     return router
 

@@ -6,10 +6,8 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
-from mentatlab.gateway.compress import compressing
+from mentatlab.gateway.compress import GrowingResponse
 from mentatlab.gateway.media_headers import content_type, safe_headers
 from mentatlab.gateway.stream_access import authority
 from mentatlab.protocol import frames
@@ -145,13 +143,8 @@ class LogReading:
         return Cursor(self._subscription.epoch, position)
 
 
-class LogResponse(StreamingResponse):
-    """In gzip where the client takes it."""
-
+class LogResponse(GrowingResponse):
     media_type = NDJSON
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().__call__(scope, receive, compressing(scope, send))
 
 
 async def _state(hub: StreamingConnectionManager, found: Lane | Run) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 
 import mentatlab
+from mentatlab.gateway.admission import Book
 from mentatlab.gateway.identity import Caller, requires
 from mentatlab.protocol.errors import Code, Unavailable
 from mentatlab.runs.registry import AgentRegistry
@@ -28,7 +29,7 @@ class Health(BaseModel):
     version: str
 
 
-def system_router(agents: AgentRegistry, hub: StreamingConnectionManager) -> APIRouter:
+def system_router(agents: AgentRegistry, hub: StreamingConnectionManager, book: Book) -> APIRouter:
     router = APIRouter(tags=["server"])
     started = time.time()
 
@@ -44,13 +45,14 @@ def system_router(agents: AgentRegistry, hub: StreamingConnectionManager) -> API
             )
         return Health(status="ready", version=mentatlab.__version__)
 
-    @router.get("/metrics", summary="Gauges for Prometheus", response_class=PlainTextResponse)
+    @router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
     async def metrics(_: Reader) -> PlainTextResponse:
         lines = prometheus(
             [
                 ("start_time_seconds", "When this process began to serve.", [("", started)]),
                 ("agents", "Agents that flows may name.", [("", len(agents.list()))]),
                 *_streams(hub),
+                *_requests(book),
             ]
         )
         return PlainTextResponse(lines, media_type="text/plain; version=0.0.4")
@@ -67,11 +69,11 @@ def system_router(agents: AgentRegistry, hub: StreamingConnectionManager) -> API
     return router
 
 
-Gauge = tuple[str, str, list[tuple[str, float]]]
-"""Name without prefix, help, and (labels, value) pairs."""
+Metric = tuple[str, str, list[tuple[str, float]]]
+"""Name without prefix, help, and (labels, value) pairs; a counter's name ends in `_total`."""
 
 
-def _streams(hub: StreamingConnectionManager) -> list[Gauge]:
+def _streams(hub: StreamingConnectionManager) -> list[Metric]:
     now = hub.statistics()
     open_ = [(f'{{durability="{kind}"}}', float(count)) for kind, count in now.open.items()]
     return [
@@ -81,10 +83,24 @@ def _streams(hub: StreamingConnectionManager) -> list[Gauge]:
     ]
 
 
-def prometheus(gauges: Iterable[Gauge]) -> str:
+def _requests(book: Book) -> list[Metric]:
+    """By way in: http, sse, ws."""
+    ended = [(f'{{edge="{edge}",status="{s}"}}', n) for (edge, s), n in book.requests.items()]
+    refused = [(f'{{edge="{edge}",code="{c}"}}', n) for (edge, c), n in book.refusals.items()]
+    return [
+        ("requests_total", "Requests and connections that are over.", sorted(ended)),
+        ("refusals_total", "Refused by admission, before anything was done.", sorted(refused)),
+    ]
+
+
+def prometheus(metrics: Iterable[Metric]) -> str:
     """Text format 0.0.4."""
     return "".join(
-        f"# HELP mentatlab_{name} {text}\n# TYPE mentatlab_{name} gauge\n"
+        f"# HELP mentatlab_{name} {text}\n# TYPE mentatlab_{name} {_kind(name)}\n"
         + "".join(f"mentatlab_{name}{labels} {value!r}\n" for labels, value in values)
-        for name, text, values in gauges
+        for name, text, values in metrics
     )
+
+
+def _kind(name: str) -> str:
+    return "counter" if name.endswith("_total") else "gauge"
