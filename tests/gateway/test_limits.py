@@ -55,3 +55,19 @@ def test_buckets_are_apart_and_the_oldest_is_forgotten():
 def test_rate_0_is_no_limit():
     buckets = Buckets(rate=0, burst=0)
     assert {buckets.take("a", 0) for _ in range(100)} == {0.0}
+
+
+def test_what_is_owed_is_paid_by_time():
+    bucket = TokenBucket(rate=10, burst=20, now=0)
+    assert bucket.owe(0, 0) == 0
+    assert bucket.owe(20, 0) == 0
+    assert bucket.owe(5, 0) == 0.5
+    assert bucket.owe(0, 0.25) == 0.25
+    assert bucket.owe(0, 0.5) == 0
+
+
+def test_owing_is_per_name_and_nothing_without_a_rate():
+    buckets = Buckets(rate=1, burst=1)
+    assert buckets.owe("a", 3, 0) == 2
+    assert buckets.owe("b", 1, 0) == 0
+    assert Buckets(rate=0, burst=0).owe("a", 10**9, 0) == 0

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mentatlab.protocol.errors import Code, Unauthenticated
-from mentatlab.protocol.tokens import Claims, mint, verify
+from mentatlab.protocol.tokens import Claims, Ticket, mint, mint_ticket, verify, verify_ticket
 
 SECRET = b"s" * 32
 CLAIMS = Claims(subject="st_1", capabilities=("sub", "pub"), workspace="default", expires=100)
@@ -63,3 +63,24 @@ def test_a_signature_over_something_else_than_claims_is_refused() -> None:
     refused(f"v1.{body}.{signature}")
     refused(f"v2.{body}.{signature}")
     refused(f"v1.{body}.{signature}=")
+
+
+TICKET = Ticket(id="tk_1", claims=CLAIMS, expires=50)
+
+
+def test_a_ticket_comes_back_until_it_or_what_it_gives_ends() -> None:
+    text = mint_ticket(TICKET, SECRET)
+    assert verify_ticket(text, SECRET, now=49.9) == TICKET
+    late = mint_ticket(Ticket(id="tk_2", claims=CLAIMS, expires=200), SECRET)
+    for found, now in ((text, 50), (late, 100)):
+        with pytest.raises(Unauthenticated, match="the ticket has expired"):
+            verify_ticket(found, SECRET, now=now)
+
+
+def test_neither_is_taken_for_the_other() -> None:
+    text = mint_ticket(TICKET, SECRET)
+    refused(text)
+    refused("v1" + text.removeprefix("t1"))
+    for other in (TOKEN, "t1" + TOKEN.removeprefix("v1")):
+        with pytest.raises(Unauthenticated, match="the ticket is not valid"):
+            verify_ticket(other, SECRET, now=0)

@@ -54,8 +54,8 @@ EXPOSED = (
 )
 """Headers that a page of another origin may read."""
 
-_SECRETS_IN_URLS = ("token", "access_token", "api_key", "key")
-_FLAGS = ("", "0", "1", "true", "false")
+_SECRETS_IN_URLS = {"token": 1, "access_token": 1, "api_key": 1, "key": 9}
+"""Parameters, and from how many characters on they are a credential (`key=1` is a flag)."""
 
 log = logging.getLogger("mentatlab.access")
 
@@ -282,8 +282,8 @@ def hostname(url: str) -> str:
 
 def _check_no_secret(asked: dict[str, str]) -> None:
     """Addresses end up in logs and histories: nothing that lasts may stand in them."""
-    for name in _SECRETS_IN_URLS:
-        if asked.get(name, "").lower() not in _FLAGS:
+    for name, least in _SECRETS_IN_URLS.items():
+        if len(asked.get(name, "")) >= least:
             raise Unauthenticated(
                 Code.UNAUTHENTICATED,
                 f"a credential does not belong in an address (`{name}=`)",
