@@ -92,6 +92,8 @@ class WebSocket:
         self._writer.write(raw)
 
     async def next(self) -> Message:
+        if self.status != 101:
+            return closed(1006)
         while not self._heard:
             try:
                 self._heard.extend(self._read(await self._message()))

@@ -62,7 +62,8 @@ async def play_cases(
     `Unavailable(SERVER_UNREACHABLE)` when nobody answers at `url`.
     """
     waiting = asyncio.Semaphore(jobs)
-    async with httpx2.AsyncClient(timeout=None) as http:  # each step has its patience
+    plain = {"Accept-Encoding": "identity"}
+    async with httpx2.AsyncClient(headers=plain, timeout=None) as http:  # steps have their patience
         guarded = await _guarded(http, url)
 
         async def one(case: Case) -> Result:
