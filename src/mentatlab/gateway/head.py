@@ -1,14 +1,14 @@
 """A request before its body, the same for every edge: HTTP, SSE and WebSocket, whoever reads it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
 Edge = Literal["http", "sse", "ws"]
-RawHeaders = Iterable[tuple[bytes, bytes]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 STREAMS_PATH = "/api/v1/streams/"
 SOCKETS_PATH = "/ws/streams/"

@@ -6,7 +6,7 @@ MAX_JSON_BYTES = 8 << 20
 """Of a request's JSON body; media go to storage."""
 
 MAX_PATH_CHARS = 2048
-MAX_QUERY_BYTES = 8192
+MAX_QUERY_BYTES = 4096
 MAX_HEADERS = 100
 """Lines of a request's head; the server bounds their bytes (64 KiB)."""
 
