@@ -27,7 +27,8 @@ from websockets.typing import Subprotocol
 from mentatlab.protocol import frames
 from mentatlab.protocol.records import timestamp
 from mentatlab.streams import StreamingConnectionManager, open_hub
-from support.redis import RedisServer, redis_server
+from mentatlab.streams.redis import open_redis_log
+from support.redis import RedisProcess, redis_server
 from support.streams_server import SseReader, stream_server
 
 T = TypeVar("T")
@@ -50,9 +51,15 @@ class Backend:
         self._stack = AsyncExitStack()
 
     async def open(self) -> None:
-        path = Path(self.place) / "streams.db" if self.name == "sqlite" else None
-        url = self.place if self.name == "redis" else None
-        self.hub = await open_hub(path, url=url, clock=clock)
+        match self.name:
+            case "redis":
+                url, _, prefix = self.place.partition("?")
+                log = await open_redis_log(url, prefix=prefix)
+                self.hub = StreamingConnectionManager(log, clock=clock)
+            case "sqlite":
+                self.hub = await open_hub(Path(self.place) / "streams.db", clock=clock)
+            case _:
+                self.hub = await open_hub(None, clock=clock)
         self._stack = AsyncExitStack()
         self.port = await self._stack.enter_async_context(stream_server(self.hub))
         self.http = await self._stack.enter_async_context(
@@ -160,8 +167,20 @@ def _of_frame(frame: frames.Frame, subscribed: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def _of_any_epoch(record: dict[str, Any]) -> dict[str, Any]:
+    """Of a gap what all logs say alike."""
+    return {k: record[k] for k in record.keys() - {"id", "to", "next"}}
+
+
+def _value(record: dict[str, Any]) -> Any:
+    if record["type"] != "stream_data":
+        return None
+    payload = record["payload"]
+    return payload["data"] if "data" in payload else payload["bytes"]
+
+
 class StreamMachine(RuleBasedStateMachine):
-    redis: RedisServer
+    redis: RedisProcess
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +190,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.backends = [
             Backend("memory", ""),
             Backend("sqlite", self.folder),
-            Backend("redis", f"{self.redis.url}?prefix={prefix}"),
+            Backend("redis", f"{self.redis.url}?{prefix}:"),
         ]
         for backend in self.backends:
             self.run_(backend.open())
@@ -189,11 +208,12 @@ class StreamMachine(RuleBasedStateMachine):
         await backend.hub.create_stream("agent", "out", run_id="rn_1", stream_id=ID, external=True)
 
     def all(self, method: str, path: str, **more: Any) -> tuple[int, dict[str, Any]]:
-        """What every server answers to the same request: it must be the same."""
+        """What every server answers to the same request: it must be the same, but for the epoch."""
 
         async def one(backend: Backend) -> tuple[int, dict[str, Any]]:
             answer = await backend.http.request(method, f"/api/v1/streams/{ID}{path}", **more)
-            return answer.status_code, answer.json()
+            said = answer.json()
+            return answer.status_code, {k: said[k] for k in said.keys() - {"epoch", "cursor"}}
 
         answers = [self.run_(one(backend)) for backend in self.backends]
         assert answers[0] == answers[1] == answers[2]
@@ -313,6 +333,7 @@ class StreamMachine(RuleBasedStateMachine):
             place = from_.replace("EPOCH", str(epoch))
             ways = (backend.by_log, backend.by_sse, backend.by_socket)
             traces += [self.run_(way(place, head)) for way in ways]
+        traces = [[_of_any_epoch(record) for record in trace] for trace in traces]
         assert all(each == traces[0] for each in traces[1:])
         return traces[0]
 
@@ -333,8 +354,7 @@ class StreamMachine(RuleBasedStateMachine):
     def every_reader_sees_the_model(self) -> None:
         records = self.read("start")
         assert [r["sequence"] for r in records] == list(range(1, len(self.values) + 1))
-        values = [r["payload"].get("data", r["payload"].get("bytes")) for r in records]
-        assert values == self.values
+        assert [_value(record) for record in records] == self.values
         terminal = [r for r in records if r["type"] in ("stream_end", "stream_error")]
         assert terminal == ([records[-1]] if self.ended else [])
         _, info = self.all("GET", "")
@@ -357,7 +377,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class TestStreamMachine(StreamMachine.TestCase):
-    settings = settings(max_examples=8, stateful_step_count=12, deadline=None)
+    settings = settings(max_examples=6, stateful_step_count=12, deadline=None)
 
 
 @pytest.mark.slow

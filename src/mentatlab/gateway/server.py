@@ -1,20 +1,40 @@
-"""uvicorn with our choices: httptools, the sans-IO WebSocket, no access log of its own."""
+"""uvicorn with our choices: httptools, WebSockets on picows, no access log of its own.
+
+Where picows cannot be had WebSockets are uvicorn's own (sans-IO), with the same conversations.
+"""
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from mentatlab.gateway.head import STREAMS_PATH, Head
 from mentatlab.gateway.stream_access import first_of
+from mentatlab.gateway.stream_frames import MAX_MESSAGE_BYTES
+from mentatlab.gateway.stream_sse_raw import RawEvents, is_ours
+from mentatlab.gateway.streams import Streams
+from mentatlab.protocol.errors import Code, Invalid
 
-MAX_WS_MESSAGE_BYTES = 2 << 20  # records over their 1 MiB are refused with a reason
+try:
+    from mentatlab.gateway.stream_picows import Upgrade
+except ImportError:  # no wheel of picows for this platform
+    Upgrade = None
+
+Transport = Literal["auto", "picows", "portable"]
 MAX_HEAD_BYTES = 64 * 1024
 DRAIN_S = 5
+_STREAMS_PATH = STREAMS_PATH.encode()
 
 log = logging.getLogger("mentatlab.gateway")
 
@@ -36,11 +56,19 @@ class _Server(uvicorn.Server):
 
 
 class _Http(HttpToolsProtocol):
-    """Bounds a request's headers: the parser would keep whatever comes, for as long as it comes."""
+    """Bounds a request's headers: the parser would keep whatever comes, for as long as it comes.
+
+    With `streams` it hands SSE over when nothing else is under way.
+    """
 
     _in_head = False
     _received = 0
     _kept = 0
+    _followed: Head | None = None
+
+    def __init__(self, streams: Streams | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._streams = streams
 
     def on_message_begin(self) -> None:
         self._in_head, self._received, self._kept = True, 0, 0
@@ -54,25 +82,73 @@ class _Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        super().on_headers_complete()
+        if self._streams is None or not self._is_idle() or not self._follows():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._followed is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._followed is None:
+            super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         super().data_received(data)
-        if self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._followed is not None and self._streams is not None:
+            self.connections.discard(self)
+            events = RawEvents(self._streams, self.transport, self.server_state)
+            self.transport.set_protocol(events)
+            events.answer(self._followed)
+        elif self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The headers of a request have at most 64 KiB.")
+
+    def _is_idle(self) -> bool:
+        """Without an answer under way."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is None or cycle.response_complete
+
+    def _follows(self) -> bool:
+        """Whether `RawEvents` answers this. What comes behind it in the same read is dropped."""
+        if self._followed is None and self.url.startswith(_STREAMS_PATH):
+            url, parser = httptools.parse_url(self.url), self.parser
+            assert parser is not None  # it is this one that calls
+            path, method = unquote(url.path.decode("ascii")), parser.get_method().decode("ascii")
+            head = Head(False, method, path, url.query or b"", self.headers)
+            plain = parser.get_http_version() == "1.1" and not parser.should_upgrade()
+            if plain and is_ours(head):
+                self._followed = head
+        return self._followed is not None
+
+
+class Tls(NamedTuple):
+    """PEM files: the certificate with its chain, and the private key."""
+
+    certificate: Path
+    key: Path
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: ASGIApp, listener: socket.socket, *, drain: Callable[[], Awaitable[None]]
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    drain: Callable[[], Awaitable[None]],
+    streams: Streams | None = None,
+    transport: Transport = "auto",
+    tls: Tls | None = None,
 ) -> AsyncGenerator[None]:
-    """Answers on `listener` from entry on.
+    """Answers on `listener` from entry on. `streams`: what picows needs; without, `app` has it all.
 
     On exit: no new connections, `drain` ends the endless answers (streams say where to resume),
-    what is left after 5 s is cut.
+    what is left after 5 s is cut. `Invalid(BAD_SETTING)`
     """
-    server = _Server(_config(app))
+    if transport == "portable" or Upgrade is None:
+        streams = None
+    # what is accepted inherits it; without, an answer in two writes waits 40 ms for the client's ack
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    server = _Server(_config(app, streams, tls))
     # not a task group: the body's errors must leave as they are
     running = asyncio.create_task(server.serve(sockets=[listener]), name="server")
     try:
@@ -88,14 +164,16 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.shield(task)
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
+def _config(app: ASGIApp, streams: Streams | None, tls: Tls | None) -> uvicorn.Config:
+    http: Any = functools.partial(_Http, streams)
+    ws: Any = functools.partial(Upgrade, streams) if streams and Upgrade else "websockets-sansio"
+    config = uvicorn.Config(
         app,
-        http=_Http,
-        ws="websockets-sansio",
-        ws_max_size=MAX_WS_MESSAGE_BYTES,
+        http=http,
+        ws=ws,
+        ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
-        ws_ping_interval=15,
+        ws_ping_interval=15,  # of the portable transport
         ws_ping_timeout=15,
         lifespan="off",
         log_config=None,
@@ -103,4 +181,15 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_S,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
     )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise Invalid(
+            Code.BAD_SETTING,
+            f"the TLS certificate or key cannot be used: {error}",
+            hint="give PEM files: --tls-cert with the chain, --tls-key with its private key",
+        ) from error
+    return config
