@@ -20,11 +20,11 @@ from mentatlab.sdk.streaming.messages import (
     Failed,
     Mark,
     Missing,
+    Pong,
     Published,
     Publishing,
     Subscribed,
     Throttle,
-    Welcome,
     parse_text,
 )
 from mentatlab.sdk.streaming.publication import Publication
@@ -65,7 +65,7 @@ class Conversation:
         self._readings: dict[str, Reading] = {}
         self._publications: dict[str, Publication] = {}
         self._lanes: dict[int, Reading] = {}
-        self._unanswered: Counter[str] = Counter()  # subscriptions that were left before
+        self._left: Counter[str] = Counter()  # before they were answered; see `_is_late`
         self._control: deque[bytes] = deque()
         self._turns: deque[Publication] = deque()
         self._open = False
@@ -91,8 +91,10 @@ class Conversation:
         if self._readings.get(reading.id) is reading:
             del self._readings[reading.id]
             if self._open and reading.active:
-                self._unanswered[reading.id] += not reading.live
                 self.say({"type": "unsubscribe", "id": reading.id})
+                if not reading.live:
+                    self._left[reading.id] += 1
+                    self.say({"type": "ping", "left": reading.id})
 
     def add_publication(self, publication: Publication) -> None:
         """`Conflict` when the stream is published to already."""
@@ -127,7 +129,7 @@ class Conversation:
         self._open = False
         self._control.clear()
         self._lanes.clear()
-        self._unanswered.clear()
+        self._left.clear()
         for party in (*self._readings.values(), *self._publications.values()):
             party.lost()
 
@@ -169,8 +171,8 @@ class Conversation:
                 self._record(record, size)
             case Throttle(retry_after_ms=wait):
                 return wait / 1000
-            case Welcome():
-                pass
+            case Pong(left=id_):
+                self._left[id_] -= 1
             case Failed():
                 self._failed(told)
             case Publishing() | Published() | Credit():
@@ -214,10 +216,9 @@ class Conversation:
                 reading.missing(told)
 
     def _is_late(self, id_: str) -> bool:
-        """Whether this answers a subscription that was left before it was answered."""
-        late = self._unanswered[id_] > 0
-        self._unanswered[id_] -= late
-        return late
+        """Whether this answers a subscription that was left: until the pong to what was said
+        then."""
+        return self._left[id_] > 0
 
     def _failed(self, told: Failed) -> None:
         if told.id not in self._publications and self._is_late(told.id):

@@ -18,8 +18,10 @@ class _Control(msgspec.Struct, tag_field="type", gc=False):
     pass
 
 
-class Welcome(_Control, tag="welcome"):
-    limits: dict[str, int] = {}
+class Pong(_Control, tag="pong"):
+    """`left`: as the ping said it."""
+
+    left: str = ""
 
 
 class Subscribed(_Control, tag="subscribed"):
@@ -88,9 +90,7 @@ class Failed(_Control, tag="error"):
     details: dict[str, Any] = {}
 
 
-Control = (
-    Welcome | Subscribed | Publishing | Published | Credit | Mark | Missing | Throttle | Failed
-)
+Control = Pong | Subscribed | Publishing | Published | Credit | Mark | Missing | Throttle | Failed
 
 
 class MediaChunk(StreamChunk, frozen=True, kw_only=True, gc=False):

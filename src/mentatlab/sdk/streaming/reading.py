@@ -87,7 +87,7 @@ class Reading:
         if not self.live:
             return said
         due = self._consumed + self._window
-        if due - self._granted >= self._window // 4:
+        if due - self._granted >= max(1, self._window // 4):
             self._granted = due
             said.append({"type": "credit", "id": self.id, "max_bytes": due - self._offset})
         if self._blocks and self._unacknowledged >= (ACKNOWLEDGED if self._waiting else 1):
@@ -115,7 +115,7 @@ class Reading:
             return  # of a subscription before this one
         self._received += size
         if not self._advance(record):
-            self._consumed += size
+            self._pass(size)
             return
         if record.type is RecordType.START and record.sequence == 1 and record.stream_id == self.id:
             names = (record.run_id, record.node_id, record.pin_name, record.timestamp)
@@ -126,7 +126,7 @@ class Reading:
             self._end(error)
             return
         if told is None:
-            self._consumed += size
+            self._pass(size)
         else:
             self._push(told, size)
         if self._following.ended:
@@ -166,6 +166,11 @@ class Reading:
         """It cannot go on; what has come is still taken."""
         if not self._ended:
             self._end(error)
+
+    def _pass(self, size: int) -> None:
+        """What the application does not see is consumed at once."""
+        self._consumed += size
+        self.wake()
 
     def _push(self, element: Element, size: int) -> None:
         assert self._cursor is not None

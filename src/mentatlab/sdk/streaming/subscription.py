@@ -63,11 +63,9 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Element:
-        for message in self._reading.consumed():
-            self._conversation.say(message)
-            self._speak()
         try:
             while not self._closed:
+                self._grant()
                 if (element := self._reading.take()) is not None:
                     return element
                 self._news.clear()
@@ -76,6 +74,12 @@ class Subscription:
             self.close()
             raise
         raise StopAsyncIteration
+
+    def _grant(self) -> None:
+        if said := self._reading.consumed():
+            for message in said:
+                self._conversation.say(message)
+            self._speak()
 
     async def __aenter__(self) -> "Subscription":
         while self._reading.active and not self._reading.live:
