@@ -193,6 +193,11 @@ def test_what_is_no_case_is_told(tmp_path: Path, text: str, message: str) -> Non
         load_cases(write(tmp_path, text), VERBS)
 
 
+def test_a_folder_without_cases_is_no_kit(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="no cases"):
+        load_cases(tmp_path, VERBS)
+
+
 def test_cases_are_chosen_by_theme_and_id(tmp_path: Path) -> None:
     cases = load_cases(write(tmp_path, CASE.format("{init: {}}")), VERBS)
     for pattern in ("*", "a", "theme", "theme/*", "t*"):

@@ -15,7 +15,6 @@ from mentatlab.conformance import (
     Result,
     load_cases,
     play_cases,
-    selected,
     shipped_cases,
 )
 from support.asyncapi import DOCUMENT, of_message

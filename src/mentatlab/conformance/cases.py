@@ -53,6 +53,8 @@ def shipped_cases() -> Path:
 def load_cases(folder: Path, verbs: Mapping[str, Callable[..., Any]]) -> list[Case]:
     """Of all `*.yaml` in it. `Invalid` names the file and the case that is not well formed."""
     cases = [case for path in sorted(folder.glob("*.yaml")) for case in _load(path)]
+    if not cases:
+        raise Invalid(Code.INVALID_REQUEST, f"{folder} has no cases (*.yaml)")
     seen: set[str] = set()
     for case in cases:
         if case.id in seen:
