@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("mentatlab.cli.agent:agent", "Make an agent, run one alone."),
     "runs": ("mentatlab.cli.runs:runs", "List, show, watch and cancel runs."),
     "storage": ("mentatlab.cli.storage:storage", "Put and get media."),
-    "streams": ("mentatlab.cli.streams:streams", "Follow streams."),
+    "streams": ("mentatlab.cli.streams:streams", "Follow streams, publish to them, replay them."),
     "conformance": (
         "mentatlab.cli.conformance:conformance",
         "Check a deployment against the streams protocol.",

@@ -1,6 +1,10 @@
 """`mentatlab streams`."""
 
-import contextlib
+import asyncio
+import mimetypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -8,47 +12,125 @@ import msgspec
 from mentatlab.cli.connect import Target, connected, target_options
 from mentatlab.cli.output import asynchronous, emit_line, json_option, note, wants_json
 from mentatlab.cli.progress import text_of
+from mentatlab.cli.publish import publish
 from mentatlab.cli.results import compact
 from mentatlab.protocol.records import StreamChunk
-from mentatlab.sdk.client import Reset
+from mentatlab.sdk.client import Element, Reset
+from mentatlab.sdk.streaming import MediaChunk
+from mentatlab.sdk.streaming.reading import Policy
 
 
-@click.group(short_help="Follow streams.")
+@click.group(short_help="Follow streams, publish, replay.")
 def streams() -> None:
-    """Streams: what agents say while they work."""
+    """Streams: what agents and programs say while they work."""
 
 
-@streams.command()
-@click.argument("stream_id")
-@click.option(
+streams.add_command(publish)
+
+_from_option = click.option(
     "--from",
     "from_",
     default="start",
     show_default=True,
-    help="start, latest, a sequence (inclusive) or a cursor (exclusive).",
+    help="start, latest, key, a sequence (inclusive), a cursor (exclusive), -N (the last N) or "
+    "time:2026-11-23T06:42:01Z.",
 )
-@target_options
-@json_option
+_raw_option = click.option(
+    "--raw",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the bytes of each binary record to a file in DIR.",
+)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What following takes, however fast."""
+    for option in (json_option, target_options, _raw_option, _from_option):
+        command = option(command)
+    return command
+
+
+@streams.command()
+@click.argument("stream_id")
+@click.option("--rate", type=float, help="A factor of recorded time.  [default: as it comes]")
+@click.option(
+    "--policy",
+    type=click.Choice(["log", "latest", "keyframe", "block"]),
+    default="log",
+    show_default=True,
+    help="When this reader is slow: get everything, only what is newest, go on at a key frame, or "
+    "make the publisher wait.",
+)
+@_shared
 @asynchronous
-async def tail(*, stream_id: str, from_: str, target: Target) -> None:
+async def tail(
+    *,
+    stream_id: str,
+    from_: str,
+    rate: float | None,
+    policy: Policy,
+    raw: Path | None,
+    target: Target,
+) -> None:
     """Print a stream's records (or all of a run's) until it ends; --json: one a line."""
-    async with (
-        connected(target) as client,
-        contextlib.aclosing(client.stream(stream_id, from_)) as records,
-    ):
-        async for record in records:
-            match record:
-                case StreamChunk():
-                    _print(record)
-                case Reset(keep):
-                    note(f"begun again: what came after record {keep} is void")
-                case _:
-                    note(f"a gap ({record.reason}); it goes on after {record.next}")
+    await _follow(target, stream_id, from_=from_, rate=rate, policy=policy, raw=raw)
 
 
-def _print(record: StreamChunk) -> None:
+@streams.command()
+@click.argument("stream_id")
+@click.option("--rate", type=float, default=1.0, show_default=True, help="Faster than it was.")
+@_shared
+@asynchronous
+async def replay(
+    *, stream_id: str, from_: str, rate: float, raw: Path | None, target: Target
+) -> None:
+    """Print a stream's records at the pace at which they were recorded."""
+    await _follow(target, stream_id, from_=from_, rate=rate, policy="log", raw=raw)
+
+
+async def _follow(
+    target: Target,
+    stream_id: str,
+    *,
+    from_: str,
+    rate: float | None,
+    policy: Policy,
+    raw: Path | None,
+) -> None:
+    if raw:
+        await asyncio.to_thread(raw.mkdir, parents=True, exist_ok=True)
+    async with connected(target) as client, client.connect_streams() as connection:
+        async for element in connection.subscribe(stream_id, from_, rate=rate, policy=policy):
+            _show(element, raw)
+
+
+def _show(element: Element, raw: Path | None) -> None:
+    match element:
+        case MediaChunk():
+            _show_media(element, raw)
+        case StreamChunk() if wants_json():
+            emit_line(element)
+        case StreamChunk(payload=payload):
+            value = payload.get("ref", payload.get("data"))
+            click.echo(text_of(value) or compact(msgspec.to_builtins(value)))
+        case Reset(keep):
+            note(f"begun again: what came after record {keep} is void")
+        case _:
+            note(f"a gap ({element.reason}); it goes on after {element.next}")
+
+
+def _show_media(record: MediaChunk, raw: Path | None) -> None:
+    """Its bytes go to a file or nowhere: a terminal is no place for them."""
+    metadata: dict[str, Any] = record.payload["metadata"]
+    data: bytes = record.payload["bytes"]
+    place: dict[str, Any] = {"size": len(data)}
+    if raw:
+        suffix = mimetypes.guess_extension(metadata.get("mime_type", "")) or ".bin"
+        path = raw / f"{record.sequence:08}{suffix}"
+        path.write_bytes(data)
+        place["path"] = str(path)
     if wants_json():
-        emit_line(record)
-        return
-    element = record.payload.get("ref", record.payload.get("data"))
-    click.echo(text_of(element) or compact(msgspec.to_builtins(element)))
+        payload = {"bytes": place, "metadata": metadata}
+        emit_line(msgspec.structs.replace(record, payload=payload))
+    else:
+        click.echo(f"{place.get('path') or record.sequence}: {len(data)} bytes")

@@ -47,7 +47,7 @@ from mentatlab.sdk.streaming.connection import GIVE_UP_S
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["AsyncClient", "Gap", "Reset", "StreamFailed", "TruncatedStream"]
+__all__ = ["AsyncClient", "Element", "Gap", "Reset", "StreamFailed", "TruncatedStream"]
 
 BLOCK = 1 << 20
 _TIMEOUT_S = 30.0
@@ -272,10 +272,16 @@ class AsyncClient:
 
     # ------------------------------------------------------------------ streams
 
-    async def open_stream(self, agent_id: str, pin_name: str, **options: Any) -> Answer:
-        """A stream of one's own (`mime_type`, `durability`, …); the answer has id, URLs, tokens."""
+    async def open_stream(
+        self, agent_id: str, pin_name: str, *, idempotency_key: str | None = None, **options: Any
+    ) -> Answer:
+        """A stream of one's own (`mime_type`, `durability`, `ttl_s`, `retain_s`, `max_bytes` …).
+
+        The answer has id, URLs and tokens. The same idempotency key opens the same stream.
+        """
         body = {"agent_id": agent_id, "pin_name": pin_name, **options}
-        return await self._call("POST", "/api/v1/streams/init", json=body)
+        headers = _given({"Idempotency-Key": idempotency_key})
+        return await self._call("POST", "/api/v1/streams/init", json=body, headers=headers)
 
     async def publish(
         self,

@@ -113,15 +113,17 @@ class StreamConnection:
             window=max_bytes,
         )
 
-    def publisher(self, stream_id: str, *, id: str | None = None, epoch: int = 0) -> Publisher:
+    def publisher(
+        self, stream_id: str, *, id: str | None = None, epoch: int = 0, end: bool = True
+    ) -> Publisher:
         """Publishes to a stream of one's own (`AsyncClient.open_stream`), each record once.
 
         `id` names the producer: a program that comes back under the same one goes on where the log
         stands (`Publisher.already`). Without one it is new each time. A higher `epoch` takes over
-        and fences out the older one.
+        and fences out the older one. `end`: the stream ends with the publisher.
         """
         publication = Publication(stream_id, id or new_id("pr"), epoch)
-        return Publisher(self._conversation, self._news.set, publication)
+        return Publisher(self._conversation, self._news.set, publication, end=end)
 
     # ------------------------------------------------------------------ how it is done
 

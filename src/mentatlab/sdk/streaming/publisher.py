@@ -15,17 +15,24 @@ from mentatlab.sdk.streaming.publication import Publication, PublisherStatistics
 class Publisher:
     """Appends records to a stream, each once, in order, over any number of reconnects.
 
-    Use as a context manager: leaving it ends the stream as complete and waits until the log has
-    everything. An exception inside leaves the stream open: a publisher of the same `id` can go on.
+    Use as a context manager: leaving it ends the stream as complete (`end=False`: leaves it open)
+    and waits until the log has everything. An exception inside leaves the stream open in any case:
+    a publisher of the same `id` can go on.
     `send…` wait while 1 MiB or 256 records are not acknowledged. Every method raises what stops
     the publisher: `Fenced` (a higher epoch has taken over), `Conflict` (the stream has ended, …),
     `Forbidden`, `NotFound`, `Unavailable`.
     """
 
     def __init__(
-        self, conversation: Conversation, speak: Callable[[], None], publication: Publication
+        self,
+        conversation: Conversation,
+        speak: Callable[[], None],
+        publication: Publication,
+        *,
+        end: bool,
     ) -> None:
         self._conversation, self._speak, self._publication = conversation, speak, publication
+        self._ends, self._closed = end, False
         self._news = asyncio.Event()
         publication.wake = self._news.set
 
@@ -48,7 +55,7 @@ class Publisher:
         try:
             await self._until(lambda: self._publication.already is not None)
         except BaseException:
-            self._conversation.remove_publication(self._publication)
+            self.close()
             raise
         return self
 
@@ -59,10 +66,15 @@ class Publisher:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None and not self._publication.ended:
-                await self.end()
+            if kind is None and not self._closed:
+                await (self.end() if self._ends and not self._publication.ended else self.flush())
         finally:
-            self._conversation.remove_publication(self._publication)
+            self.close()
+
+    def close(self) -> None:
+        """Leaves the stream as it is, and what is not acknowledged unsent; idempotent."""
+        self._closed = True
+        self._conversation.remove_publication(self._publication)
 
     async def send(
         self,
