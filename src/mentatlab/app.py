@@ -200,6 +200,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         await stack.enter_async_context(_beside(storage.sweep_forever()))
         hub = await open_hub(place / "streams.db")
         stack.push_async_callback(hub.aclose)
+        await stack.enter_async_context(_beside(hub.sweep_forever()))
         agents = AgentRegistry(settings.agent_dirs, database)
         await agents.load()
         runner = LocalRunner()

@@ -5,6 +5,7 @@ them. Readers pull at their own pace (`Subscription`), so a publisher never wait
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -45,6 +46,8 @@ from mentatlab.streams.registry import StreamRegistry
 from mentatlab.streams.routed import RoutedLog
 from mentatlab.streams.sqlite import open_sqlite
 from mentatlab.streams.subscription import Feed, LaneFeed, Options, RunFeed, Subscription
+
+log = logging.getLogger("mentatlab.streams")
 
 T = TypeVar("T")
 _DEFAULT = Options()
@@ -428,6 +431,15 @@ class StreamingConnectionManager:
                 await self._log.expire(lane.stream_id)
                 self._forget(lane.stream_id)
         return len(lanes)
+
+    async def sweep_forever(self, *, every_s: float = 1.0) -> None:
+        """Beside everything else, until cancelled. After one that fails the next one comes."""
+        while True:
+            try:
+                await self.sweep()
+            except Exception:  # a log that cannot be reached, above all
+                log.exception("a sweep of the streams failed; the next is in %g s", every_s)
+            await asyncio.sleep(every_s)
 
     async def delete_run(self, run_id: str) -> None:
         """Readers get `NotFound(STREAM_UNKNOWN)`, at the latest when they ask for more."""
