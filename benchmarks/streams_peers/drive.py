@@ -4,6 +4,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Load(NamedTuple):
     wall_s: float
     server_s: float
     generator_s: float
-    latencies: list[float] = []
+    latencies: Sequence[float] = ()
     """ms from the send call to the read that brings it."""
     lost: int = 0
 
@@ -117,7 +118,7 @@ def pace(clients: Clients, pid: int, plan: Plan, rate: float) -> Load:
 
 def _paced(clients: Clients, rate: float, seconds: float) -> list[float]:
     """Latencies of what came meanwhile."""
-    latencies: list[float] = []
+    latencies: Sequence[float] = ()
     begun, sent = _now(), 0
     while sent < rate * seconds:
         due = int((_now() - begun) * rate) + 1
@@ -131,7 +132,7 @@ def _paced(clients: Clients, rate: float, seconds: float) -> list[float]:
 
 
 def _arrivals(clients: Clients, until: float) -> list[float]:
-    latencies: list[float] = []
+    latencies: Sequence[float] = ()
     while True:
         select.select([clients.epoll], [], [], max(0.0, until - _now()))  # epoll's own wait: ms
         for reader, count in clients.received(0):
