@@ -4,7 +4,7 @@ import asyncio
 import mimetypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -97,17 +97,30 @@ async def _follow(
     policy: Policy,
     raw: Path | None,
 ) -> None:
-    if raw:
-        await asyncio.to_thread(raw.mkdir, parents=True, exist_ok=True)
     async with connected(target) as client, client.connect_streams() as connection:
+        files = await _files(raw, await client.stream_info(stream_id))
         async for element in connection.subscribe(stream_id, from_, rate=rate, policy=policy):
-            _show(element, raw)
+            _show(element, files)
 
 
-def _show(element: Element, raw: Path | None) -> None:
+class _Files(NamedTuple):
+    """Where binary records go. `suffix` is that of the stream's MIME type."""
+
+    folder: Path
+    suffix: str
+
+
+async def _files(folder: Path | None, info: dict[str, Any]) -> _Files | None:
+    if folder is None:
+        return None
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    return _Files(folder, mimetypes.guess_extension(info.get("mime_type", "")) or ".bin")
+
+
+def _show(element: Element, files: _Files | None) -> None:
     match element:
         case MediaChunk():
-            _show_media(element, raw)
+            _show_media(element, files)
         case StreamChunk() if wants_json():
             emit_line(element)
         case StreamChunk(payload=payload):
@@ -119,18 +132,16 @@ def _show(element: Element, raw: Path | None) -> None:
             note(f"a gap ({element.reason}); it goes on after {element.next}")
 
 
-def _show_media(record: MediaChunk, raw: Path | None) -> None:
+def _show_media(record: MediaChunk, files: _Files | None) -> None:
     """Its bytes go to a file or nowhere: a terminal is no place for them."""
-    metadata: dict[str, Any] = record.payload["metadata"]
     data: bytes = record.payload["bytes"]
     place: dict[str, Any] = {"size": len(data)}
-    if raw:
-        suffix = mimetypes.guess_extension(metadata.get("mime_type", "")) or ".bin"
-        path = raw / f"{record.sequence:08}{suffix}"
+    if files:
+        path = files.folder / f"{record.sequence:08}{files.suffix}"
         path.write_bytes(data)
         place["path"] = str(path)
     if wants_json():
-        payload = {"bytes": place, "metadata": metadata}
+        payload = {**record.payload, "bytes": place}
         emit_line(msgspec.structs.replace(record, payload=payload))
     else:
         click.echo(f"{place.get('path') or record.sequence}: {len(data)} bytes")
