@@ -118,7 +118,7 @@ def pace(clients: Clients, pid: int, plan: Plan, rate: float) -> Load:
 
 def _paced(clients: Clients, rate: float, seconds: float) -> list[float]:
     """Latencies of what came meanwhile."""
-    latencies: Sequence[float] = ()
+    latencies: list[float] = []
     begun, sent = _now(), 0
     while sent < rate * seconds:
         due = int((_now() - begun) * rate) + 1
@@ -132,7 +132,7 @@ def _paced(clients: Clients, rate: float, seconds: float) -> list[float]:
 
 
 def _arrivals(clients: Clients, until: float) -> list[float]:
-    latencies: Sequence[float] = ()
+    latencies: list[float] = []
     while True:
         select.select([clients.epoll], [], [], max(0.0, until - _now()))  # epoll's own wait: ms
         for reader, count in clients.received(0):
