@@ -42,7 +42,7 @@ from mentatlab.sdk.following import (
     TruncatedStream,
 )
 from mentatlab.sdk.streaming import StreamConnection
-from mentatlab.sdk.streaming.connection import GIVE_UP_S
+from mentatlab.sdk.streaming.connection import GIVE_UP_S, Renew
 
 if TYPE_CHECKING:
     import httpx2
@@ -336,12 +336,15 @@ class AsyncClient:
                     return
         following.finish()
 
-    def connect_streams(self, *, give_up_s: float = GIVE_UP_S) -> StreamConnection:
+    def connect_streams(
+        self, *, renew: Renew | None = None, give_up_s: float = GIVE_UP_S
+    ) -> StreamConnection:
         """Streams over one WebSocket: subscriptions, publishers, bytes. A context manager.
 
+        `renew`: when this client's key is a token, gives the next one before it ends.
         `give_up_s`: how long it may be impossible to reach the server before that is an error.
         """
-        return StreamConnection(self._base_url, self._key, renew=self._renewed, give_up_s=give_up_s)
+        return StreamConnection(self._base_url, self._key, renew=renew, give_up_s=give_up_s)
 
     async def stream_info(self, stream_id: str) -> Answer:
         """`head`, `cursor`, `state`, … of a stream; of a run also its `streams`."""
@@ -369,13 +372,6 @@ class AsyncClient:
     async def stream_ticket(self, stream_id: str) -> Answer:
         """`{"ticket", "expires"}`: lets one reader in, once, within a minute (`?ticket=`)."""
         return await self._call("POST", f"/api/v1/streams/{_part(stream_id)}/tickets")
-
-    async def _renewed(self, subject: str) -> str:
-        """What the token that we have may do, for another hour."""
-        answer = await self._call("POST", f"/api/v1/streams/{_part(subject)}/tokens", json={})
-        self._key = str(answer["token"])
-        self._http.headers["Authorization"] = f"Bearer {self._key}"
-        return self._key
 
     # ------------------------------------------------------------------ how it is done
 

@@ -38,8 +38,8 @@ GIVE_UP_S = 60.0
 _FRAME_BYTES = 2 * MAX_RECORD_BYTES
 _OPEN_S, _CLOSE_S = 10.0, 2.0
 
-Renew = Callable[[str], Awaitable[str]]
-"""A new token for that stream, got with the old one."""
+Renew = Callable[[], Awaitable[str]]
+"""Gives a new token."""
 
 
 class StreamConnection:
@@ -157,6 +157,7 @@ class StreamConnection:
         from websockets.typing import Subprotocol
 
         try:
+            await self._renew_what_has_ended()
             async with connect(
                 f"{self._url}/ws/streams/{quote(stream_id, safe='')}",
                 subprotocols=[Subprotocol(PROTOCOL)],
@@ -167,6 +168,8 @@ class StreamConnection:
                 close_timeout=_CLOSE_S,
             ) as socket:
                 return await self._converse(socket)
+        except MentatError as error:
+            return error  # of `renew`
         except InvalidStatus as refusal:
             answer = refusal.response
             retry_after = answer.headers.get("Retry-After")
@@ -221,12 +224,17 @@ class StreamConnection:
         self._news.clear()
         await self._news.wait()
 
+    async def _renew_what_has_ended(self) -> None:
+        facts = facts_of(self._key)
+        if self._renew is not None and facts is not None and facts.expires <= time.time() + 1:
+            self._key = await self._renew()
+
     async def _stay_authorised(self) -> None:
         """A token is exchanged for a new one, on the connection, before it ends."""
         while self._renew is not None and (facts := facts_of(self._key)) is not None:
             await asyncio.sleep(facts.renewal_in(time.time()))
             try:
-                self._key = await self._renew(facts.subject)
+                self._key = await self._renew()
             except MentatError as error:
                 if not error.retryable:
                     return  # the server closes when the token ends, and says why

@@ -10,9 +10,8 @@ RENEWED_AT = 0.75
 
 
 class Facts(msgspec.Struct):
-    """`subject`: the stream or run that it is for; `expires`: Unix seconds."""
+    """`expires`: Unix seconds."""
 
-    subject: str
     expires: int
 
     def renewal_in(self, now: float) -> float:
