@@ -325,6 +325,31 @@ class TestLog:
         posted = await rest.code(f"{path}/records", "POST", json={"data": 1})
         assert posted == (410, "STREAM_EXPIRED")
 
+    async def test_retention_is_kept_beside_everything(
+        self,
+        rest: Rest,
+        clock: list[float],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ):
+        path = await rest.opened(1, ttl_s=60)
+        sweep, failed = rest.hub.sweep, asyncio.Event()
+
+        async def fails_once() -> int:
+            if failed.is_set():
+                return await sweep()
+            failed.set()
+            raise OSError("the log is away")
+
+        monkeypatch.setattr(rest.hub, "sweep", fails_once)
+        sweeping = asyncio.create_task(rest.hub.sweep_forever(every_s=0))
+        async with rest.hub.subscribe(path.rpartition("/")[2]) as records:
+            clock[0] += 61
+            reasons = [record.payload.get("reason") async for record in records]
+        sweeping.cancel()
+        assert reasons == [None, None, "expired"]
+        assert "the log is away" in caplog.text
+
     async def test_gzip_is_flushed_per_piece(self, rest: Rest):
         """What was decoded before the last byte has come is all that was sent."""
         path = await rest.opened(*["x" * 1000] * 200)
