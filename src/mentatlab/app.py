@@ -8,14 +8,16 @@ import socket
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI
 
 from mentatlab import home as home_folder
 from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_secret
 from mentatlab.gateway.api import Services, create_gateway, key_lookup
-from mentatlab.gateway.server import serving
+from mentatlab.gateway.server import Tls, Transport, serving
+from mentatlab.gateway.stream_connections import Connections
+from mentatlab.gateway.streams import Shared, Streams
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.protocol.pins import parse_size
 from mentatlab.runners import LocalRunner
@@ -58,11 +60,14 @@ class Settings:
     burst: float = 400.0
     record_rate: float = 0.0  # published records a second and key, 0 = no limit
     max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
+    transport: Transport = "auto"  # of WebSockets and SSE
+    tls: Tls | None = None
 
     @property
     def url(self) -> str:
+        scheme = "http" if self.tls is None else "https"
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def read_settings(
@@ -72,10 +77,12 @@ def read_settings(
     host: str | None = None,
     port: int | None = None,
     agent_dirs: tuple[Path, ...] = (),
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
-    _RECORD_RATE _MAX_OBJECT` and `ENABLE_MULTIMODAL ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names
-    the variable that is wrong.
+    _RECORD_RATE _MAX_OBJECT _TRANSPORT _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
+    ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
     """
@@ -94,6 +101,8 @@ def read_settings(
         burst=_number(environ, "MENTATLAB_BURST", 400),
         record_rate=_number(environ, "MENTATLAB_RECORD_RATE", 0),
         max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
+        transport=_transport(environ),
+        tls=_tls(environ, tls_cert, tls_key),
         environment=dict(environ),
     )
 
@@ -115,6 +124,25 @@ def _size(environ: Mapping[str, str], name: str, default: str) -> int:
         return parse_size(text)
     except Invalid as error:
         raise _bad_setting(name, text, error.hint) from error
+
+
+def _transport(environ: Mapping[str, str]) -> Transport:
+    text = environ.get("MENTATLAB_TRANSPORT") or "auto"
+    for known in get_args(Transport):
+        if text == known:
+            return known
+    raise _bad_setting("MENTATLAB_TRANSPORT", text, "write auto, picows or portable")
+
+
+def _tls(environ: Mapping[str, str], certificate: Path | None, key: Path | None) -> Tls | None:
+    cert_file = certificate or environ.get("MENTATLAB_TLS_CERT")
+    key_file = key or environ.get("MENTATLAB_TLS_KEY")
+    if not cert_file and not key_file:
+        return None
+    if not cert_file or not key_file:
+        missing = "MENTATLAB_TLS_KEY" if cert_file else "MENTATLAB_TLS_CERT"
+        raise _bad_setting(missing, "", "TLS takes a certificate and its key")
+    return Tls(Path(cert_file).expanduser(), Path(key_file).expanduser())
 
 
 _YES, _NO = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
@@ -226,6 +254,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             keys=keys,
             storage=storage,
             hub=hub,
+            connections=Connections(hub),
             manifests=place / "agents",
         )
         admission = Admission(_rules(settings, key, secret), key_lookup(keys), hub)
@@ -280,7 +309,14 @@ async def running(settings: Settings) -> AsyncGenerator[App]:
         settings = replace(settings, port=port)
         async with (
             build(settings) as app,
-            serving(app.asgi, listener, drain=app.services.hub.drain),
+            serving(
+                app.asgi,
+                listener,
+                drain=app.services.hub.drain,
+                streams=Streams(app.admission, app.services.connections, Shared()),
+                transport=settings.transport,
+                tls=settings.tls,
+            ),
         ):
             info = home_folder.ServerInfo(
                 pid=os.getpid(), host=settings.host, port=port, url=settings.url

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
-from tests.support.streams_server import make_app
+from tests.support.streams_server import make_app, make_streams
 
 from mentatlab.gateway.stream_msp import PROTOCOL
 from mentatlab.gateway.stream_wire import MAX_MESSAGE_BYTES
@@ -114,7 +114,9 @@ class Socket:
 async def talk(
     hub: StreamingConnectionManager, id_: str, *protocols: str, query: str = "", **timing: float
 ) -> AsyncIterator[Socket]:
-    async with Socket(make_app(hub, **timing), f"/ws/streams/{id_}", query, *protocols) as socket:
+    async with Socket(
+        make_app(make_streams(hub, **timing)), f"/ws/streams/{id_}", query, *protocols
+    ) as socket:
         yield socket
 
 

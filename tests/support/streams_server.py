@@ -17,10 +17,12 @@ from starlette.types import ASGIApp
 from mentatlab.gateway import problems
 from mentatlab.gateway.admission import Admission, Rules
 from mentatlab.gateway.asgi import AdmissionMiddleware
-from mentatlab.gateway.server import serving
+from mentatlab.gateway.server import Tls, Transport, serving
+from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.stream_wire import Timing
+from mentatlab.gateway.streams import Shared, Streams
 from mentatlab.streams import StreamingConnectionManager, open_hub
 
 SECRET = b"s" * 32
@@ -30,23 +32,40 @@ async def _no_keys(_: str) -> None:
     return None
 
 
-def make_app(hub: StreamingConnectionManager, **timing: float) -> ASGIApp:
+def make_streams(hub: StreamingConnectionManager, **timing: float) -> Streams:
+    rules = Rules(loopback=True, home_key="k" * 32, token_secret=SECRET)
+    connections = Connections(hub, timing=Timing(**timing))
+    return Streams(Admission(rules, _no_keys, hub), connections, Shared())
+
+
+def make_app(streams: Streams) -> ASGIApp:
     app = FastAPI()
     problems.install(app)
-    rules = Rules(loopback=True, home_key="k" * 32, token_secret=SECRET)
-    admission = Admission(rules, _no_keys, hub)
-    app.include_router(stream_router(hub, admission))
-    app.include_router(portable_router(hub, timing=Timing(**timing)))
-    return AdmissionMiddleware(app, admission)
+    app.include_router(stream_router(streams.connections.hub, streams.admission))
+    app.include_router(portable_router(streams.connections))
+    return AdmissionMiddleware(app, streams.admission)
 
 
 @asynccontextmanager
 async def stream_server(
-    hub: StreamingConnectionManager, *, port: int = 0, **timing: float
+    hub: StreamingConnectionManager,
+    *,
+    port: int = 0,
+    transport: Transport = "auto",
+    tls: Tls | None = None,
+    **timing: float,
 ) -> AsyncIterator[int]:
     """Its port."""
+    streams = make_streams(hub, **timing)
     with socket.create_server(("127.0.0.1", port)) as listener:
-        async with serving(make_app(hub, **timing), listener, drain=hub.drain):
+        async with serving(
+            make_app(streams),
+            listener,
+            drain=hub.drain,
+            streams=streams,
+            transport=transport,
+            tls=tls,
+        ):
             yield listener.getsockname()[1]
 
 

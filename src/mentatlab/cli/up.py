@@ -26,6 +26,16 @@ from mentatlab.cli.output import asynchronous, emit_line, json_option, note, wan
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="A folder of agents, or of one; may be repeated.",
 )
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Answer https and wss only: the certificate with its chain (PEM).",
+)
+@click.option(
+    "--tls-key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The private key of --tls-cert (PEM).",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
 @json_option
 @asynchronous
@@ -35,19 +45,29 @@ async def up(
     port: int | None,
     home: Path | None,
     agent_dirs: tuple[Path, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
     verbose: bool,
 ) -> None:
     """Start the server: gateway, engine, streams and storage in one process.
 
     Environment: MENTATLAB_HOME, _HOST, _PORT, _AGENTS (folders), _HOSTS, _ORIGINS, _RATE, _BURST,
-    _MAX_OBJECT (bytes, 5GB), ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM, Ctrl-C or
-    when its terminal is closed (not under nohup); unfinished runs go on at the next start.
+    _MAX_OBJECT (bytes, 5GB), _TLS_CERT, _TLS_KEY, _TRANSPORT (auto, picows, portable),
+    ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on SIGTERM, Ctrl-C or when its terminal is closed
+    (not under nohup); unfinished runs go on at the next start.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    settings = read_settings(home=home, host=host, port=port, agent_dirs=agent_dirs)
+    settings = read_settings(
+        home=home,
+        host=host,
+        port=port,
+        agent_dirs=agent_dirs,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+    )
     stop = _signalled()
     async with running(settings) as server:
         _tune_garbage_collection()
