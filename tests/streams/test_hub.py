@@ -19,13 +19,20 @@ from mentatlab.streams import (
 from mentatlab.streams.buffer import TAIL_BYTES
 from mentatlab.streams.port import READ_BYTES
 from mentatlab.streams.positions import Start, parse_from
+from mentatlab.streams.redis import open_redis_log
+from support.redis import RedisProcess
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 async def hub(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[StreamingConnectionManager]:
-    hub = await open_hub(tmp_path / "streams.db" if request.param == "sqlite" else None)
+    if request.param == "redis":
+        redis: RedisProcess = request.getfixturevalue("redis")
+        log = await open_redis_log(redis.url, prefix=f"{tmp_path.name}:")
+        hub = StreamingConnectionManager(log)
+    else:
+        hub = await open_hub(tmp_path / "streams.db" if request.param == "sqlite" else None)
     yield hub
     await hub.aclose()
 

@@ -1,20 +1,13 @@
 """The log on a real Redis."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from mentatlab.streams.redis import RedisStreamLog
-from mentatlab.streams.redis_server import RedisServer
+from mentatlab.streams.redis import RedisStreamLog, open_redis_log
 from mentatlab.testing.stream_log_contract import StreamLogContract
-from support.redis import RedisProcess, redis_server
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as process:
-        yield process
+from support.redis import RedisProcess
 
 
 @pytest.fixture
@@ -24,7 +17,7 @@ def prefix(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def log(redis: RedisProcess, prefix: str) -> AsyncIterator[RedisStreamLog]:
-    log = RedisStreamLog(RedisServer(redis.url, prefix=prefix))
+    log = await open_redis_log(redis.url, prefix=prefix)
     yield log
     await log.aclose()
 

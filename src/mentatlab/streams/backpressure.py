@@ -80,8 +80,9 @@ class _Gate:
                 self.waiting.discard(waiter)
 
     def appended(self, entries: Sequence[Entry]) -> None:
+        """They may come twice: from who appended them, and from the log."""
+        self.bytes += sum(entry.length for entry in entries if entry.sequence > self.head)
         self.head = max(self.head, entries[-1].sequence)
-        self.bytes += sum(entry.length for entry in entries)
 
     def release(self) -> None:
         if self.waiting and not self.full:

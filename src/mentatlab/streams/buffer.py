@@ -152,10 +152,11 @@ class BufferStatistics(NamedTuple):
 
 
 class BufferManager:
-    """The tails, by stream or run id."""
+    """The tails, by stream or run id. `idle(key)` is called when the last listener has gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle: Callable[[str], None] | None = None) -> None:
         self._tails: dict[str, Tail] = {}
+        self._idle = idle
 
     def listen(self, key: str) -> Listener:
         """The caller closes it."""
@@ -168,6 +169,8 @@ class BufferManager:
     def forget_idle(self, key: str) -> None:
         if (tail := self._tails.get(key)) is not None and not tail.listeners:
             del self._tails[key]
+            if self._idle is not None:
+                self._idle(key)
 
     def statistics(self) -> BufferStatistics:
         tails = self._tails.values()

@@ -32,10 +32,12 @@ from mentatlab.streams.memory import MemoryStreamLog
 from mentatlab.streams.port import (
     KEEP,
     Appended,
+    Audience,
     Entry,
     ImmediateLog,
     Known,
     Lane,
+    LiveLog,
     Retention,
     Run,
     StreamLog,
@@ -112,11 +114,15 @@ class StreamingConnectionManager:
         self._immediate = _immediate(self._log)
         self._claims = self._log if isinstance(self._log, Claims) else LocalClaims(clock)
         self._registry = StreamRegistry()
-        self._buffers = BufferManager()
+        self._live = self._log if isinstance(self._log, LiveLog) else None
+        self._buffers = BufferManager(None if self._live is None else self._live.unwatch)
         self._backpressure = Backpressure()
         self._subscriptions: set[Subscription] = set()
         self._appending: set[asyncio.Task[Any]] = set()
         self.draining = asyncio.Event()
+        self._epoch: int | None = None  # the last that began while this process was looking
+        if self._live is not None:
+            self._live.tell(Audience(self._deliver, self._forget, self._begin_again))
 
     async def create_stream(
         self,
@@ -357,8 +363,11 @@ class StreamingConnectionManager:
 
         `NotFound(STREAM_UNKNOWN)`, `Gone(STREAM_EXPIRED)`, `Invalid(STREAM_CURSOR_INVALID)`.
         """
+        before = self._epoch
         listener = self._buffers.listen(id_)  # first listen, then look: nothing is missed
         try:
+            if self._live is not None:
+                await self._live.watch(id_)
             found = await self.find(id_)
             start = await self._start(id_, found, from_)
             feed = self._feed_of(id_, found)
@@ -380,6 +389,8 @@ class StreamingConnectionManager:
             listener.close()
             raise
         self._subscriptions.add(subscription)
+        if self._epoch not in (before, None):
+            subscription.begin_again(self._epoch)
         return subscription
 
     def _hold(self, found: Lane | Run, start: Start, options: Options) -> Hold | None:
@@ -454,6 +465,13 @@ class StreamingConnectionManager:
         if (tail := self._buffers.get(key)) is not None:
             tail.clear()
             tail.ring()
+
+    def _begin_again(self, epoch: int) -> None:
+        """The log lost records that may have been read."""
+        self._epoch = epoch
+        for subscription in self._subscriptions:
+            self._forget(subscription.id)
+            subscription.begin_again(epoch)
 
     async def claim(self, name: str, ttl_s: float) -> bool:
         """Take a name (a ticket's id) that can be taken once; see `Claims`."""

@@ -4,7 +4,8 @@ A lane is `(run_id, node_id, pin_name)`, named by its stream id. `commit` lanes 
 deliver after the commit and carry `rseq`, the run-wide order; `memory` lanes acknowledge on append.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -283,6 +284,57 @@ class ImmediateLog(Protocol):
         ...
 
 
+class Audience(NamedTuple):
+    """Who wants to hear what comes into a log; none of it may raise.
+
+    `appended`: records of one lane, in order, perhaps again or late. `missed`: to the stream or run
+    with this id something has happened, ask the log. `lost`: the log goes on in this epoch, what
+    was read before may be missing.
+    """
+
+    appended: Callable[[Sequence[Entry]], None]
+    missed: Callable[[str], None]
+    lost: Callable[[int], None]
+
+
+@runtime_checkable
+class LiveLog(Protocol):
+    """A log to which other processes append too."""
+
+    def tell(self, audience: Audience) -> None:
+        """From now on, of what is watched."""
+        ...
+
+    async def watch(self, key: str) -> None:
+        """Idempotent. Everything that comes to this stream or run after the return is told."""
+        ...
+
+    def unwatch(self, key: str) -> None: ...
+
+
+@runtime_checkable
+class HousekeptLog(Protocol):
+    """A log that has something to put in order from time to time."""
+
+    async def tidy(self, now: float) -> None: ...
+
+
+class SegmentStore(Protocol):
+    """Where sealed runs lie: whole files that never change, read by ranges.
+
+    `put` takes or copies the file, is atomic, and durable when it returns; names are never used
+    twice. `delete` of what is not there is fine.
+    """
+
+    async def put(self, name: str, path: Path) -> None: ...
+
+    async def read(self, name: str, offset: int, length: int) -> bytes:
+        """Less at the end of the file; `NotFound` without the file."""
+        ...
+
+    async def delete(self, name: str) -> None: ...
+
+
 def due_at(lane: Lane) -> float | None:
     """When its retention asks for the next step: the end of an open lane, or expiry."""
     limit = lane.retention.ttl_s if lane.state == "open" else lane.retention.retain_s
@@ -316,7 +368,7 @@ def check_kept(lane: Lane) -> Lane:
         return lane
     raise Gone(
         Code.STREAM_EXPIRED,
-        f"the stream {lane.stream_id} was kept for {lane.retention.retain_s:g} s after its end",
+        f"the records of the stream {lane.stream_id} are not kept any more",
         hint="open streams with a longer `retain_s`, or without one",
     )
 

@@ -4,8 +4,11 @@ The rules are `lanes.append` here, on what this process believes; `RedisWriter` 
 decision out if that is still so. Reading asks Redis each time, in one call.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from mentatlab.protocol.errors import MentatError, NotFound, Unavailable
 from mentatlab.protocol.records import Draft, Producer
@@ -14,6 +17,7 @@ from mentatlab.streams.port import (
     READ_BYTES,
     READ_RECORDS,
     Appended,
+    Audience,
     Entry,
     Known,
     Lane,
@@ -23,12 +27,14 @@ from mentatlab.streams.port import (
     is_due,
     unknown,
 )
+from mentatlab.streams.redis_news import RedisNews
 from mentatlab.streams.redis_server import Command, RedisServer
 from mentatlab.streams.redis_transaction import (
     VERSION,
     Transaction,
     decode_entry,
     decode_known,
+    decode_news,
     lane_of,
     run_of,
     taken,
@@ -37,16 +43,44 @@ from mentatlab.streams.redis_writer import RedisWriter, RunKeys, keys_of
 
 T = TypeVar("T")
 
+PREFIX = "mentatlab:"
 REMEMBERED = 65_536
-"""Streams of which this process knows the run."""
+"""Streams that this process knows something of."""
+
+
+class _Met:
+    """A stream as this process knows it: its run, and the last record that it saw."""
+
+    __slots__ = ("head", "run_id")
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id, self.head = run_id, 0
 
 
 class RedisStreamLog:
-    """A `StreamLog` and `Claims` on a `RedisServer`; closes it."""
+    """A `StreamLog`, `LiveLog` and `Claims` on a `RedisServer`; `open` it, `aclose` ends both."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server, self._writer = server, RedisWriter(server)
-        self._run_ids: dict[str, str] = {}
+        self._news = RedisNews(server, heard=self._heard, restored=self._restored)
+        self._audience = Audience(_nothing, _nothing, _nothing)
+        self._met: dict[str, _Met] = {}
+        self._watched: dict[str, str] = {}  # stream or run id → channel
+        self._watchers: Counter[str] = Counter()  # of a channel
+        self._told_epoch = 0
+        self._tasks: set[asyncio.Task[object]] = set()
+        server.looked = self._looked
+
+    async def start(self) -> None:
+        """What Redis cannot be used for is known now: `Unavailable`, `Invalid(BAD_SETTING)`."""
+        await self._server.ask("PING")
+        self._spawn(self._news.run())
+        await self._news.watch(self._server.channel)
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # ------------------------------------------------------------------ lanes
 
@@ -111,7 +145,11 @@ class RedisStreamLog:
         now: float,
         producer: Producer | None = None,
     ) -> Appended:
-        return await self._change(stream_id, lambda t: t.append(stream_id, drafts, now, producer))
+        appended = await self._change(
+            stream_id, lambda t: t.append(stream_id, drafts, now, producer)
+        )
+        self._seen(stream_id, appended.last)
+        return appended
 
     async def fence(self, stream_id: str, producer_id: str) -> Known | None:
         return await self._change(stream_id, lambda t: t.fence(stream_id, producer_id))
@@ -124,7 +162,7 @@ class RedisStreamLog:
         try:
             return await self._writer.write(run_id, work)
         except NotFound:
-            self._run_ids.pop(stream_id, None)
+            self._met.pop(stream_id, None)
             raise
 
     # ------------------------------------------------------------------ reading
@@ -210,7 +248,7 @@ class RedisStreamLog:
     async def delete_run(self, run_id: str) -> None:
         ids = await self._server.call(scripts.DELETE, self._keys(run_id).all, run_id)
         for stream_id in map(bytes.decode, ids[:-1]):
-            self._run_ids.pop(stream_id, None)
+            self._met.pop(stream_id, None)
             await self._server.commands(
                 ("DEL", self._id_key(stream_id)), ("ZREM", self._due_key, stream_id)
             )
@@ -221,7 +259,78 @@ class RedisStreamLog:
 
     async def aclose(self) -> None:
         await self._writer.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.aclose()
+
+    # ------------------------------------------------------------------ what others write
+
+    def tell(self, audience: Audience) -> None:
+        self._audience = audience
+
+    async def watch(self, key: str) -> None:
+        try:
+            run_id = await self._run_of(key)
+        except NotFound:  # then it is a run's, or there will be nothing to hear
+            run_id = key
+        channel = self._keys(run_id).news
+        if key not in self._watched:
+            self._watched[key] = channel
+            self._watchers[channel] += 1
+        await self._news.watch(channel)
+
+    def unwatch(self, key: str) -> None:
+        if (channel := self._watched.pop(key, None)) is None:
+            return
+        self._watchers[channel] -= 1
+        if not self._watchers[channel]:
+            del self._watchers[channel]
+            self._news.unwatch(channel)
+
+    def _heard(self, channel: str, message: bytes) -> None:
+        if channel == self._server.channel:
+            self._spawn(self._look_again())
+            return
+        missed, entries = decode_news(message)
+        for key in missed:
+            self._audience.missed(key)
+        for _, group in itertools.groupby(entries, key=_stream_id):
+            self._audience.appended(told := tuple(group))
+            self._seen(told[-1].stream_id, told[-1].sequence)
+
+    async def _restored(self) -> None:
+        """Nothing was heard for a while."""
+        await self._look_again()
+        for key in tuple(self._watched):
+            self._audience.missed(key)
+
+    async def _look_again(self) -> None:
+        self._server.doubt()
+        await self._server.ask("PING")
+
+    async def _looked(self) -> None:
+        """After a loss: is all still there that this process has seen?"""
+        met = [(stream_id, met) for stream_id, met in self._met.items() if met.head]
+        if await self._shortened(met):
+            await self._server.raise_epoch()
+        if self._epoch != self._told_epoch:
+            self._writer.forget()
+            for _, seen in met:
+                seen.head = 0
+            if self._told_epoch:
+                self._audience.lost(self._epoch)
+            self._told_epoch = self._epoch
+
+    async def _shortened(self, met: Sequence[tuple[str, _Met]]) -> bool:
+        """Whether a lane has fewer records than were seen. Deleted ones do not count."""
+        found = await self._server.send(
+            *(("HGET", self._keys(m.run_id).hash, f"lane:{stream_id}") for stream_id, m in met)
+        )
+        return any(
+            raw is not None and lane_of(raw[VERSION:], 0).head < m.head
+            for raw, (_, m) in zip(found, met, strict=True)
+        )
 
     # ------------------------------------------------------------------ names
 
@@ -243,21 +352,29 @@ class RedisStreamLog:
         return self._keys(await self._run_of(stream_id))
 
     async def _run_of(self, stream_id: str) -> str:
-        if (run_id := self._run_ids.get(stream_id)) is not None:
-            return run_id
+        return (await self._meet(stream_id)).run_id
+
+    async def _meet(self, stream_id: str) -> _Met:
+        if (met := self._met.get(stream_id)) is not None:
+            return met
         found: bytes | None = await self._server.ask("GET", self._id_key(stream_id))
         if found is None:
             raise unknown(stream_id)
-        if len(self._run_ids) >= REMEMBERED:
-            del self._run_ids[next(iter(self._run_ids))]
-        self._run_ids[stream_id] = found.decode()
-        return found.decode()
+        if len(self._met) >= REMEMBERED:
+            del self._met[next(iter(self._met))]
+        return self._met.setdefault(stream_id, _Met(found.decode()))
+
+    def _seen(self, stream_id: str, head: int) -> None:
+        if (met := self._met.get(stream_id)) is not None and head > met.head:
+            met.head = head
 
     def _lane(self, raw: bytes | None, stream_id: str) -> Lane:
         if raw is None:
-            self._run_ids.pop(stream_id, None)
+            self._met.pop(stream_id, None)
             raise unknown(stream_id)
-        return lane_of(raw[VERSION:], self._epoch)
+        lane = lane_of(raw[VERSION:], self._epoch)
+        self._seen(stream_id, lane.head)
+        return lane
 
     def _run(self, raw: bytes | None, run_id: str) -> Run:
         if raw is None:
@@ -272,3 +389,24 @@ def _may_be_due(lane: Lane) -> float | None:
         return None
     limits = (keep.ttl_s, keep.retain_s) if lane.state == "open" else (keep.retain_s,)
     return min((since + limit for limit in limits if limit is not None), default=None)
+
+
+def _stream_id(entry: Entry) -> str:
+    return entry.stream_id
+
+
+def _nothing(_: object) -> None:
+    """Nobody listens yet."""
+
+
+async def open_redis_log(
+    url: str, *, prefix: str = PREFIX, allow_relaxed: bool = False
+) -> RedisStreamLog:
+    """A log that is connected. `Invalid(BAD_SETTING)`, `Unavailable(UNAVAILABLE)`."""
+    log = RedisStreamLog(RedisServer(url, prefix=prefix, allow_relaxed=allow_relaxed))
+    try:
+        await log.start()
+    except BaseException:
+        await log.aclose()
+        raise
+    return log

@@ -52,9 +52,10 @@ class Answers(NamedTuple):
 
 
 class RedisServer:
-    """`patience_s`: how long a call waits for a Redis that is away. Call `check` first.
+    """`patience_s`: how long a call waits for a Redis that is away.
 
-    `changed` is awaited after every look that may have followed a loss.
+    `looked` is awaited whenever it was looked at, before anything else is asked; within it only
+    `send` may be used.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class RedisServer:
         self._redis = Redis.from_pool(self._pool)
         self._checked, self._checking = False, asyncio.Lock()
         self.rules = Rules(epoch=0)
-        self.changed: Callable[[], Awaitable[None]] = _nothing
+        self.looked: Callable[[], Awaitable[None]] = _nothing
 
     @property
     def channel(self) -> str:
@@ -98,7 +99,7 @@ class RedisServer:
             try:
                 await self.check()
                 sent = True
-                return Answers(await self._send(*commands), unsure)
+                return Answers(await self.send(*commands), unsure)
             except exceptions.RedisError as error:
                 if not _passes(error) or loop.time() + wait_s > deadline:
                     raise _translated(error) from error
@@ -107,7 +108,8 @@ class RedisServer:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, 0.5)
 
-    async def _send(self, *commands: Command) -> list[Any]:
+    async def send(self, *commands: Command) -> list[Any]:
+        """At once, and once. What Redis raises."""
         values = await self._try(*commands)
         for value in values:
             if isinstance(value, exceptions.RedisError):
@@ -126,23 +128,23 @@ class RedisServer:
         self._checked = False
 
     async def check(self) -> None:
-        """Look at the server, once, however many wait. What Redis raises, and `changed`."""
+        """Look at the server, once, however many wait. What Redis raises, and `looked`."""
         if self._checked:
             return
         async with self._checking:
             if not self._checked:
                 await self._pool.disconnect(inuse_connections=False)
                 self.rules = await self._look()
+                await self.looked()
                 self._checked = True
-                await self.changed()
 
     async def _look(self) -> Rules:
         weakness = await self._weakness()
-        replication, *_ = await self._send(
+        replication, *_ = await self.send(
             ("INFO", "replication"), *(("SCRIPT LOAD", script.source) for script in scripts.ALL)
         )
         fresh = int(self._clock() * 1000)
-        (epoch,) = await self._send(
+        (epoch,) = await self.send(
             command(
                 scripts.RECOGNISE,
                 (f"{self.prefix}data", self.channel),
@@ -177,7 +179,7 @@ class RedisServer:
     async def raise_epoch(self) -> None:
         """Records that somebody has seen are missing: all cursors of this data set are over."""
         keys = (f"{self.prefix}data", self.channel)
-        epoch = (await self._send(command(scripts.RAISE, keys, self.rules.epoch)))[0]
+        epoch = (await self.send(command(scripts.RAISE, keys, self.rules.epoch)))[0]
         _logger.warning("records are missing in Redis: streams go on in epoch %s", epoch)
         self.rules = self.rules._replace(epoch=epoch)
 

@@ -30,6 +30,7 @@ VERSION = 16
 encode = msgspec.json.encode
 encode_entry = msgspec.msgpack.Encoder().encode
 decode_entry = msgspec.msgpack.Decoder(Entry).decode
+decode_news = msgspec.msgpack.Decoder(tuple[tuple[str, ...], tuple[Entry, ...]]).decode
 decode_lane = msgspec.json.Decoder(Lane).decode
 decode_known = msgspec.json.Decoder(Known).decode
 decode_run = msgspec.json.Decoder(Run).decode
@@ -95,7 +96,7 @@ FactsByLane = dict[str, dict[int, Facts]]
 
 
 class Rules(NamedTuple):
-    """Of the data set: its epoch, and why it may lose what it has acknowledged ("" = it does not)."""
+    """Of the data set: its epoch, and why it may lose what it acknowledged ("" = it does not)."""
 
     epoch: int
     weakness: str = ""

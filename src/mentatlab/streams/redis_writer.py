@@ -28,7 +28,7 @@ from mentatlab.streams.redis_transaction import (
 
 T = TypeVar("T")
 
-FLIGHTS = 4
+FLIGHTS = 2
 """Pipelines that may be under way at once."""
 BATCH = 256
 """Jobs of a run in one call."""

@@ -217,6 +217,16 @@ class Subscription:
             while self._unconsumed and self._unconsumed[0].position <= position:
                 self._hold.consumed(self._unconsumed.popleft().entry)
 
+    def begin_again(self, epoch: int) -> None:
+        """The log goes on in this epoch; the reader learns by a gap, and gets all that is there."""
+        begin = str(Cursor(epoch, 0))
+        since = self.gap.from_ if self.gap is not None else str(self.cursor)
+        self.gap = Gap(since, begin, "epoch", begin)
+        self._epoch, self._position, self._head, self._checked = epoch, 0, 0, -1
+        self._ending = False
+        self._pending.clear()
+        self.on_wake()
+
     def statistics(self) -> SubscriptionStatistics:
         return SubscriptionStatistics(self._position, self._delivered, self._granted, self._held)
 
@@ -257,7 +267,10 @@ class Subscription:
         while room > 0 and not self.over:
             if self._options.policy == "latest" and (head := await self._feed.head()):
                 self._skip_to(head)
+            epoch = self._epoch
             items = await self._feed.read(self._position, room)
+            if epoch != self._epoch:
+                continue  # these are from before
             if not items:
                 self._checked = self._position
                 self._starve(True)
