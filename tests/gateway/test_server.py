@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from starlette.responses import PlainTextResponse
 
-from mentatlab.gateway.server import MAX_HEAD_BYTES, serving
+from mentatlab.gateway.server import MAX_HEAD_BYTES, MAX_URL_BYTES, serving
 
 START = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
@@ -50,7 +50,7 @@ async def answer(port: int, *pieces: bytes) -> bytes:
 
 
 def refused(line: bytes) -> bool:
-    return not line or line.startswith(b"HTTP/1.1 400 ")
+    return not line or line.startswith(b"HTTP/1.1 431 ")
 
 
 async def test_headers_up_to_the_limit_are_taken(port: int) -> None:
@@ -74,6 +74,19 @@ async def test_endless_ones_are_cut(port: int) -> None:
     """No blank line ever comes, so only a limit ends the reading; the last read may go over it."""
     pieces = [b"x" * MAX_HEAD_BYTES] * 16
     assert refused(await answer(port, START + b"X: ", *pieces))
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+
+
+@pytest.mark.parametrize("more", [b"", UPGRADE])
+async def test_a_long_address_is_refused(port: int, more: bytes) -> None:
+    head = b"GET /?" + b"x" * MAX_URL_BYTES + b" HTTP/1.1\r\nHost: x\r\n" + more + b"\r\n"
+    assert (await answer(port, head)).startswith(b"HTTP/1.1 414 ")
+
+
+async def test_what_is_not_http_is_told_so(port: int) -> None:
+    assert await answer(port, b"HELO there\r\n\r\n") == b"HTTP/1.1 400 Bad Request\r\n"
 
 
 async def test_every_request_of_a_connection_has_its_own_limit(port: int) -> None:

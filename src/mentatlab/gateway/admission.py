@@ -57,6 +57,8 @@ EXPOSED = (
 _SECRETS_IN_URLS = {"token": 1, "access_token": 1, "api_key": 1, "key": 9}
 """Parameters, and from how many characters on they are a credential (`key=1` is a flag)."""
 
+_NO_HEAD = Head(websocket=False, method="-", path="-", query=b"", headers=())
+
 log = logging.getLogger("mentatlab.access")
 
 
@@ -166,6 +168,10 @@ class Admission:
             raise
         return visit
 
+    def unreadable(self, error: MentatError, peer: str) -> None:
+        """A request whose head could not be read; the server answers it with `error`."""
+        Visit(_NO_HEAD, peer, self.book).refused(error)
+
     async def authorise(self, visit: Visit) -> Authority:
         """Who calls; and for SSE, whether the stream or run is his to follow. At most 2 s."""
         try:
@@ -243,17 +249,25 @@ class Admission:
 def check_size(head: Head) -> None:
     """Before anything looks into it. `TooLarge(URI_TOO_LONG | HEADERS_TOO_LARGE)`"""
     if len(head.path) > MAX_PATH_CHARS or len(head.query) > MAX_QUERY_BYTES:
-        raise TooLarge(
-            Code.URI_TOO_LONG,
-            f"a path has at most {MAX_PATH_CHARS} characters, a query {MAX_QUERY_BYTES} bytes",
-            hint="send what is long in the body",
-        )
+        raise too_long()
     if len(head.headers) > MAX_HEADERS:
-        raise TooLarge(
-            Code.HEADERS_TOO_LARGE,
-            f"a request has at most {MAX_HEADERS} headers",
-            hint="send fewer headers",
-        )
+        raise headers_too_large()
+
+
+def too_long() -> TooLarge:
+    return TooLarge(
+        Code.URI_TOO_LONG,
+        f"a path has at most {MAX_PATH_CHARS} characters, a query {MAX_QUERY_BYTES} bytes",
+        hint="send what is long in the body",
+    )
+
+
+def headers_too_large() -> TooLarge:
+    return TooLarge(
+        Code.HEADERS_TOO_LARGE,
+        f"a request has at most {MAX_HEADERS} headers, and 64 KiB of them",
+        hint="send fewer and shorter headers",
+    )
 
 
 def check_host(rules: Rules, head: Head) -> None:

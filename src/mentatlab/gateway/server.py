@@ -19,12 +19,14 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from mentatlab.gateway.admission import headers_too_large, too_long
 from mentatlab.gateway.head import STREAMS_PATH, Head
+from mentatlab.gateway.problems import bytes_of
 from mentatlab.gateway.stream_access import first_of
 from mentatlab.gateway.stream_frames import MAX_MESSAGE_BYTES
 from mentatlab.gateway.stream_sse_raw import RawEvents, is_ours
-from mentatlab.gateway.streams import Streams
-from mentatlab.protocol.errors import Code, Invalid
+from mentatlab.gateway.streams import Streams, peer_of
+from mentatlab.protocol.errors import Code, Invalid, MentatError
 
 try:
     from mentatlab.gateway.stream_picows import Upgrade
@@ -33,6 +35,8 @@ except ImportError:  # no wheel of picows for this platform
 
 Transport = Literal["auto", "picows", "portable"]
 MAX_HEAD_BYTES = 64 * 1024
+MAX_URL_BYTES = 8000
+"""Encoded; admission has closer limits. uvicorn's own WebSockets stop at 8192 without a word."""
 DRAIN_S = 5
 _STREAMS_PATH = STREAMS_PATH.encode()
 
@@ -56,7 +60,7 @@ class _Server(uvicorn.Server):
 
 
 class _Http(HttpToolsProtocol):
-    """Bounds a request's headers: the parser would keep whatever comes, for as long as it comes.
+    """Bounds a request's head: the parser would keep whatever comes, for as long as it comes.
 
     With `streams` it hands SSE over when nothing else is under way.
     """
@@ -64,6 +68,7 @@ class _Http(HttpToolsProtocol):
     _in_head = False
     _received = 0
     _kept = 0
+    _fault: MentatError | None = None  # what is wrong with the head, when it is not its form
     _followed: Head | None = None
 
     def __init__(self, streams: Streams | None, **options: Any) -> None:
@@ -74,10 +79,17 @@ class _Http(HttpToolsProtocol):
         self._in_head, self._received, self._kept = True, 0, 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            self._fault = too_long()
+            raise self._fault
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._kept += len(name) + len(value)
         if self._kept > MAX_HEAD_BYTES:
-            raise ValueError("the headers are too large")  # answered as any broken request: 400
+            self._fault = headers_too_large()
+            raise self._fault
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -102,7 +114,18 @@ class _Http(HttpToolsProtocol):
             self.transport.set_protocol(events)
             events.answer(self._followed)
         elif self._in_head and self._received > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The headers of a request have at most 64 KiB.")
+            self._fault = headers_too_large()
+            self.send_400_response("")
+
+    def send_400_response(self, msg: str) -> None:
+        """Of a head that cannot be read, or that is too large."""
+        error = self._fault or Invalid(
+            Code.INVALID_REQUEST, "the request is not HTTP/1.1", hint="use an HTTP client"
+        )
+        if self._streams is not None:
+            self._streams.admission.unreadable(error, peer_of(self.transport))
+        self.transport.write(bytes_of(error))
+        self.transport.close()
 
     def _is_idle(self) -> bool:
         """Without an answer under way."""
