@@ -100,7 +100,9 @@ class Database:
         return await asyncio.shield(asyncio.wrap_future(job.done))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on a read-only connection in a small thread pool; sees the last commit."""
+        """Run `work` on a read-only connection in a small thread pool; all of it sees the last
+        commit before it. `work` leaves no cursor open.
+        """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._read, work)
 
@@ -112,7 +114,11 @@ class Database:
             self._local.connection = connection
             self._connections.append(connection)
         try:
-            return work(connection)
+            connection.execute("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                connection.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise _translate(error) from error
 

@@ -6,16 +6,19 @@ import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mentatlab.protocol.errors import Code, Gone, OutOfSpace
-from mentatlab.protocol.records import Draft, data_draft, end_draft
+from mentatlab.protocol.records import Draft, RecordType, StreamChunk, data_draft, end_draft
+from mentatlab.sqlite import Database
 from mentatlab.streams import SqliteStreamLog, segments
-from mentatlab.streams.port import Entry, Retention, StreamLog
+from mentatlab.streams.port import Entry, Lane, Retention, StreamLog
 from mentatlab.streams.rows import LARGE
+from mentatlab.streams.schema import SCHEMA
 from mentatlab.streams.segments import SegmentFiles
 from mentatlab.streams.sqlite import open_sqlite
-from mentatlab.testing.stream_log_contract import append, binary, lane, opened, sequences
+from mentatlab.testing.stream_log_contract import NOW, append, binary, lane, opened, sequences
 
 BIG = b"\x07" * (LARGE + 1)
 
@@ -75,7 +78,7 @@ async def test_expiry_and_max_bytes_free_files_too(log: SqliteStreamLog, folder:
     for number in range(40):
         await append(log, ring, *big(number))
     assert len(files(folder)) == 6
-    assert await log.tidy() == 5
+    assert len(files(folder)) == 6
     assert [entry.sequence for entry in await all_of(log, ring)] == [1, 41]
     await append(log, ring, end_draft("complete", chunks=0))
     await log.expire(ring)
@@ -177,27 +180,59 @@ async def test_files_of_a_group_that_is_not_committed_yet_stay(tmp_path: Path) -
 
 
 async def test_an_older_database_is_taken_over(tmp_path: Path) -> None:
-    """Of the second schema: lanes with retention become due as they would have."""
+    """Of the second schema: lanes become due as they would have, ended runs are sealed."""
     path = tmp_path / "streams.db"
-    log = await open_sqlite(path)
-    ttl = await opened(log, lane("a", retention=Retention(ttl_s=10)))
-    ended = await opened(log, lane("b", retention=Retention(ttl_s=1, retain_s=5)))
-    await append(log, ended, end_draft("complete", chunks=0))
-    await opened(log, lane("c"))
-    due = await log.due(2e9)
-    await log.aclose()
-    with sqlite3.connect(path) as connection:
-        for index in ("lanes_by_due", "records_by_file"):
-            connection.execute(f"DROP INDEX {index}")
-        for column in ("file", "file_offset", "file_length", "file_crc"):
-            connection.execute(f"ALTER TABLE records DROP COLUMN {column}")
-        connection.execute("ALTER TABLE lanes DROP COLUMN due")
-        connection.execute("PRAGMA user_version = 2")
-    connection.close()
+    old = await Database(path, SCHEMA[:2]).open()
+    made = [
+        lane("a", retention=Retention(ttl_s=10)),
+        lane("b", retention=Retention(ttl_s=1, retain_s=5)),
+        lane("c", run_id="rn_2"),
+    ]
+    made[0] = msgspec.structs.replace(made[0], head=1, changed_at=NOW)
+    made[1] = msgspec.structs.replace(made[1], head=2, changed_at=NOW, state="ended")
+    made[2] = msgspec.structs.replace(made[2], head=1, changed_at=NOW, state="ended", kept=LARGE)
+    await old.write(lambda connection: fill(connection, made))
+    await old.aclose()
     log = await open_sqlite(path)
     try:
-        assert await log.due(2e9) == due
-        assert {found.stream_id for found in due} == {ttl, ended}
-        assert len(await all_of(log, ended)) == 2
+        assert [found.stream_id for found in await log.due(2e9)] == ["st_rn_1_b", "st_rn_1_a"]
+        await log.tidy(2e9)
+        assert len(files(tmp_path / "streams-sealed")) == 1
+        for each in made:
+            assert await log.get(each.stream_id) == each
+            (entry,) = await log.read(each.stream_id, 0)
+            assert entry.record.payload == {"data": each.stream_id}
     finally:
         await log.aclose()
+
+
+def fill(connection: sqlite3.Connection, lanes: list[Lane]) -> None:
+    for number, each in enumerate(lanes, 1):
+        row = (each.run_id, each.workspace, len(lanes))
+        connection.execute(
+            "INSERT OR IGNORE INTO runs (run_id, workspace, head) VALUES (?,?,?)", row
+        )
+        connection.execute(
+            "INSERT INTO lanes (run, node_id, pin_name, stream_id, lane)"
+            " VALUES ((SELECT id FROM runs WHERE run_id = ?), ?, ?, ?, ?)",
+            (
+                *(each.run_id, each.node_id, each.pin_name, each.stream_id),
+                msgspec.json.encode(each).decode(),
+            ),
+        )
+        record = StreamChunk(
+            type=RecordType.DATA,
+            stream_id=each.stream_id,
+            run_id=each.run_id,
+            node_id=each.node_id,
+            pin_name=each.pin_name,
+            sequence=1,
+            rseq=number,
+            timestamp="2023-11-14T22:13:20.000Z",
+            payload={"data": each.stream_id},
+        )
+        connection.execute(
+            "INSERT INTO records (run, lane, sequence, rseq, type, size, json, time_ms) SELECT"
+            " run, id, 1, ?, 'stream_data', 9, ?, 0 FROM lanes WHERE stream_id = ?",
+            (number, msgspec.json.encode(record), each.stream_id),
+        )

@@ -1,8 +1,9 @@
 """The rows of the log in SQLite: every function is one step inside a transaction."""
 
+import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -10,21 +11,36 @@ from mentatlab.protocol.errors import Code, Conflict, Gone
 from mentatlab.protocol.records import Draft, Producer, RecordType
 from mentatlab.streams import lanes
 from mentatlab.streams.port import Appended, Entry, Known, Lane, Run, due_at, find_place, unknown
+from mentatlab.streams.sealed import Order, Part
 from mentatlab.streams.segments import Place, SegmentFiles
 
 LARGE = 16 * 1024
 """Bytes of a payload from which on it goes to a segment file."""
 
-_lane = msgspec.json.Decoder(Lane).decode
+decode_lane = msgspec.json.Decoder(Lane).decode
 _places = msgspec.json.Decoder(tuple[tuple[int, int, int], ...]).decode
 
 
-class Found(NamedTuple):
-    """A lane, with the keys of its row and of its run's."""
+decode_order = msgspec.json.Decoder(Order).decode
+decode_part = msgspec.json.Decoder(Part).decode
+
+
+class FoundLane(NamedTuple):
+    """With the keys of its row and its run's; `part` is its place in the run's segment."""
 
     id: int
     run: int
     lane: Lane
+    part: Part | None
+
+
+class FoundRun(NamedTuple):
+    """With the key of its row; up to `order.head` its records lie in `segment`."""
+
+    id: int
+    run: Run
+    segment: str | None
+    order: Order | None
 
 
 # ---------------------------------------------------------------------- lanes and runs
@@ -37,16 +53,15 @@ def create(connection: sqlite3.Connection, lane: Lane) -> Lane:
     )
     if (existing := find_place(lanes_of(connection, lane.run_id), lane)) is not None:
         return existing
+    if lane.durability == "commit":
+        connection.execute("UPDATE runs SET idle_since = NULL WHERE run_id = ?", (lane.run_id,))
     try:
         connection.execute(
-            "INSERT INTO lanes (run, node_id, pin_name, stream_id, lane)"
-            " VALUES ((SELECT id FROM runs WHERE run_id = ?), ?, ?, ?, ?)",
+            "INSERT INTO lanes (run, node_id, pin_name, stream_id, lane, open)"
+            " VALUES ((SELECT id FROM runs WHERE run_id = ?), ?, ?, ?, ?, ?)",
             (
-                lane.run_id,
-                lane.node_id,
-                lane.pin_name,
-                lane.stream_id,
-                msgspec.json.encode(lane).decode(),
+                *(lane.run_id, lane.node_id, lane.pin_name, lane.stream_id),
+                *(_encoded(lane), _is_open(lane)),
             ),
         )
     except sqlite3.IntegrityError as error:
@@ -58,19 +73,36 @@ def create(connection: sqlite3.Connection, lane: Lane) -> Lane:
     return lane
 
 
-def find(connection: sqlite3.Connection, stream_id: str) -> Found:
+def find(connection: sqlite3.Connection, stream_id: str) -> FoundLane:
     row = connection.execute(
-        "SELECT id, run, lane FROM lanes WHERE stream_id = ?", (stream_id,)
+        "SELECT id, run, lane, part FROM lanes WHERE stream_id = ?", (stream_id,)
     ).fetchone()
     if row is None:
         raise unknown(stream_id)
-    return Found(row[0], row[1], _lane(row[2]))
+    return FoundLane(row[0], row[1], decode_lane(row[2]), row[3] and decode_part(row[3]))
 
 
 def save(connection: sqlite3.Connection, id_: int, lane: Lane) -> None:
     connection.execute(
-        "UPDATE lanes SET lane = ?, due = ? WHERE id = ?",
-        (msgspec.json.encode(lane).decode(), due_at(lane), id_),
+        "UPDATE lanes SET lane = ?, due = ?, open = ? WHERE id = ?",
+        (_encoded(lane), due_at(lane), _is_open(lane), id_),
+    )
+
+
+def _encoded(lane: Lane) -> str:
+    return msgspec.json.encode(lane).decode()
+
+
+def _is_open(lane: Lane) -> bool:
+    return lane.durability == "commit" and lane.state == "open"
+
+
+def _rest(connection: sqlite3.Connection, run: int, since: float) -> None:
+    """There may be something to seal, unless a lane of the run is open."""
+    connection.execute(
+        "UPDATE runs SET idle_since = :since WHERE id = :run"
+        " AND NOT EXISTS (SELECT 1 FROM lanes WHERE lanes.run = :run AND open)",
+        {"run": run, "since": since},
     )
 
 
@@ -79,37 +111,43 @@ def lanes_of(connection: sqlite3.Connection, run_id: str) -> list[Lane]:
         "SELECT lane FROM lanes WHERE run = (SELECT id FROM runs WHERE run_id = ?) ORDER BY id",
         (run_id,),
     )
-    return [_lane(text) for (text,) in rows]
+    return [decode_lane(text) for (text,) in rows]
 
 
-def run_of(connection: sqlite3.Connection, run_id: str) -> tuple[int, Run]:
-    """The key of its row, and the run."""
+def find_run(connection: sqlite3.Connection, run_id: str) -> FoundRun:
     row = connection.execute(
-        "SELECT id, workspace, head FROM runs WHERE run_id = ?", (run_id,)
+        "SELECT id, workspace, head, segment, segment_order FROM runs WHERE run_id = ?", (run_id,)
     ).fetchone()
     if row is None:
         raise unknown(run_id)
-    return row[0], Run(run_id=run_id, workspace=row[1], head=row[2])
+    run = Run(run_id=run_id, workspace=row[1], head=row[2])
+    return FoundRun(row[0], run, row[3], row[4] and decode_order(row[4]))
 
 
 def due(connection: sqlite3.Connection, now: float, limit: int) -> list[Lane]:
     rows = connection.execute(
         "SELECT lane FROM lanes WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)
     )
-    return [_lane(text) for (text,) in rows]
+    return [decode_lane(text) for (text,) in rows]
 
 
 def expire(connection: sqlite3.Connection, stream_id: str) -> Lane:
-    id_, _, lane = find(connection, stream_id)
+    id_, run, lane, part = find(connection, stream_id)
     connection.execute("DELETE FROM records WHERE lane = ?", (id_,))
     connection.execute("DELETE FROM producers WHERE lane = ?", (id_,))
     lane = msgspec.structs.replace(lane, state="expired", kept=0, floor=lane.head + 1)
     save(connection, id_, lane)
+    if part is not None:
+        _rest(connection, run, lane.changed_at)  # sealed anew, without it
     return lane
 
 
 def delete_run(connection: sqlite3.Connection, run_id: str) -> None:
     run = "(SELECT id FROM runs WHERE run_id = :run_id)"
+    connection.execute(
+        "INSERT INTO garbage SELECT segment FROM runs WHERE run_id = ? AND segment IS NOT NULL",
+        (run_id,),
+    )
     for table, where in (
         ("producers", f"lane IN (SELECT id FROM lanes WHERE run = {run})"),
         ("records", f"run = {run}"),
@@ -160,7 +198,7 @@ class Append:
         by: Producer | None = None,
     ) -> None:
         self._connection, self._files, self._producer = connection, files, by
-        self._id, self._run, self._lane = find(connection, stream_id)
+        self._id, self._run, self._lane, _ = find(connection, stream_id)
 
     def carry_out(self, drafts: Sequence[Draft], now: float) -> tuple[Appended, Lane]:
         """The answer, and the lane afterwards."""
@@ -185,6 +223,8 @@ class Append:
         )
         lane = self._trimmed(step.lane)
         save(self._connection, self._id, lane)
+        if lane.state != "open" and lane.durability == "commit":
+            _rest(self._connection, self._run, lane.changed_at)
         if (rseq := step.entries[-1].rseq) is not None:
             self._connection.execute("UPDATE runs SET head = ? WHERE id = ?", (rseq, self._run))
         if self._producer is not None and step.known is not None:
@@ -263,52 +303,62 @@ def by_run(connection: sqlite3.Connection, id_: int, after: int, limit: int) -> 
     )
 
 
-def entries(
-    rows: Iterable[Sequence[Any]], run_id: str, files: SegmentFiles, max_bytes: int
-) -> list[Entry]:
+def entries(found: sqlite3.Cursor, run_id: str, files: SegmentFiles, max_bytes: int) -> list[Entry]:
     """Those that fit together, at least one; `Gone(STREAM_LOST)` when the first is damaged."""
-    found: list[Entry] = []
-    for row in rows:
-        stream_id, type_, sequence, rseq, time_ms, size, json, frame, *place = row
-        max_bytes -= len(json) + len(frame or b"") + (place[2] or 0)
-        if found and max_bytes < 0:
-            break
-        if place[0] is not None:
+    taken: list[Entry] = []
+    with contextlib.closing(found):
+        for stream_id, type_, sequence, rseq, time_ms, size, json, frame, *place in found:
+            max_bytes -= len(json) + len(frame or b"") + (place[2] or 0)
+            if taken and max_bytes < 0:
+                break
             try:
-                data = files.read(Place(*place))
+                json, frame = _whole(json, frame, place, files)
             except Gone as gone:
-                if found:
+                if taken:
                     break
                 gone.details = {"stream_id": stream_id, "sequence": sequence}
                 raise
-            json, frame = (json, data) if json else (data, None)
-        entry = Entry(
-            stream_id, run_id, RecordType(type_), sequence, rseq, time_ms, size, json, frame
-        )
-        found.append(entry)
-    return found
+            kind = RecordType(type_)
+            taken.append(Entry(stream_id, run_id, kind, sequence, rseq, time_ms, size, json, frame))
+    return taken
+
+
+def _whole(
+    json: bytes, frame: bytes | None, place: Sequence[int | None], files: SegmentFiles
+) -> tuple[bytes, bytes | None]:
+    file, offset, length, crc = place
+    if file is None or offset is None or length is None or crc is None:
+        return json, frame
+    data = files.read(Place(file, offset, length, crc))
+    return (json, data) if json else (data, None)
 
 
 # ---------------------------------------------------------------------- times
 
 
-def lane_at_time(connection: sqlite3.Connection, id_: int, lane: Lane, time_ms: int) -> int:
-    return _at_time(connection, "lane", "sequence", id_, lane.head, time_ms)
+def lane_at_time(connection: sqlite3.Connection, id_: int, head: int, time_ms: int) -> int:
+    return _at_time(connection, "lane", "sequence", id_, (0, head), time_ms)
 
 
-def run_at_time(connection: sqlite3.Connection, id_: int, head: int, time_ms: int) -> int:
-    return _at_time(connection, "run", "rseq", id_, head, time_ms)
+def run_at_time(connection: sqlite3.Connection, run: FoundRun, begin: int, time_ms: int) -> int:
+    """Among the records with rseq > `begin`."""
+    return _at_time(connection, "run", "rseq", run.id, (begin, run.run.head), time_ms)
 
 
 def _at_time(
-    connection: sqlite3.Connection, of: str, order: str, id_: int, head: int, time_ms: int
+    connection: sqlite3.Connection,
+    of: str,
+    order: str,
+    id_: int,
+    bounds: tuple[int, int],
+    time_ms: int,
 ) -> int:
     """Bisects: records are in the order of their times, as far as one clock made them."""
     query = (
         f"SELECT {order}, time_ms FROM records WHERE {of} = ? AND {order} > ?"
         f" ORDER BY {order} LIMIT 1"
     )
-    low, high = 0, head  # the last record before that time lies between them
+    low, high = bounds  # the last record before that time lies between them
     while low < high:
         middle = (low + high) // 2
         row = connection.execute(query, (id_, middle)).fetchone()
@@ -317,7 +367,7 @@ def _at_time(
         else:
             low = row[0]
     row = connection.execute(query, (id_, low)).fetchone()
-    return head if row is None else row[0] - 1
+    return bounds[1] if row is None else row[0] - 1
 
 
 # ---------------------------------------------------------------------- segment files

@@ -50,4 +50,24 @@ SCHEMA = (
     ) WHERE json_extract(lane, '$.state') IS NOT 'expired';
     CREATE INDEX lanes_by_due ON lanes (due) WHERE due IS NOT NULL;
     """,
+    """
+    -- the file of a sealed run, and where its order begins, its length, the last rseq
+    ALTER TABLE runs ADD COLUMN segment TEXT;
+    ALTER TABLE runs ADD COLUMN segment_order TEXT; -- JSON of `sealed.Order`
+    -- since when all commit lanes have ended; NULL when some are open, or nothing is to be sealed
+    ALTER TABLE runs ADD COLUMN idle_since REAL;
+    ALTER TABLE runs ADD COLUMN clearing INTEGER NOT NULL DEFAULT 0; -- of rows
+    CREATE INDEX runs_to_clear ON runs (id) WHERE clearing;
+    CREATE INDEX runs_by_idle ON runs (idle_since) WHERE idle_since IS NOT NULL;
+    ALTER TABLE lanes ADD COLUMN part TEXT; -- in the run's segment: JSON of `sealed.Part`
+    ALTER TABLE lanes ADD COLUMN open INTEGER NOT NULL DEFAULT 0; -- a commit lane that is
+    UPDATE lanes SET open = json_extract(lane, '$.durability') IS NULL
+        AND json_extract(lane, '$.state') IS NULL;
+    CREATE INDEX lanes_open ON lanes (run) WHERE open;
+    UPDATE runs SET idle_since =
+        (SELECT max(json_extract(lane, '$.changed_at')) FROM lanes WHERE lanes.run = runs.id)
+        WHERE NOT EXISTS (SELECT 1 FROM lanes WHERE lanes.run = runs.id AND open);
+    -- segments to be deleted: of runs that are gone, or never finished
+    CREATE TABLE garbage (segment TEXT PRIMARY KEY) WITHOUT ROWID;
+    """,
 )

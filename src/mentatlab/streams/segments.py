@@ -119,10 +119,14 @@ def checked(data: bytes, length: int, crc: int) -> bytes:
     """The bytes, unless they are not those that were written: `Gone(STREAM_LOST)`."""
     if len(data) == length and zlib.crc32(data) == crc:
         return data
-    raise Gone(
+    raise lost()
+
+
+def lost() -> Gone:
+    return Gone(
         Code.STREAM_LOST,
-        "the record's bytes are damaged or missing on this server's disk",
-        hint="the records after it can be read: go on from the next sequence",
+        "the record's bytes are damaged or missing where they are kept",
+        hint="the records after it can be read: go on from the next one",
     )
 
 

@@ -6,13 +6,14 @@ wait together share a commit. Large payloads lie in files beside it (`segments`)
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from mentatlab.protocol.errors import Code, Gone, NotFound
 from mentatlab.protocol.records import Draft, Producer
 from mentatlab.sqlite import Database
-from mentatlab.streams import rows
+from mentatlab.streams import rows, sealed_rows
 from mentatlab.streams.port import (
     READ_BYTES,
     READ_RECORDS,
@@ -22,29 +23,62 @@ from mentatlab.streams.port import (
     Lane,
     Opened,
     Run,
+    SegmentStore,
     check_kept,
 )
 from mentatlab.streams.schema import SCHEMA
+from mentatlab.streams.sealed import Names, Part, SealedRun
+from mentatlab.streams.sealing import Limits, Sealer
+from mentatlab.streams.segment_folder import SegmentFolder
 from mentatlab.streams.segments import ROLL_BYTES, SegmentFiles
 
-Read = Callable[[sqlite3.Connection], list[Entry]]
+T = TypeVar("T")
+_LIMITS = Limits()
 
 
-async def open_sqlite(path: Path, *, roll_bytes: int = ROLL_BYTES) -> "SqliteStreamLog":
-    """The log of the database `path`; its segment files are in `<stem>-segments` beside it."""
-    files = SegmentFiles(path.with_name(f"{path.stem}-segments"), roll_bytes=roll_bytes)
+class InPart(NamedTuple):
+    """A lane that lies in the segment of its run."""
+
+    run: SealedRun
+    part: Part
+    lane: Lane
+
+
+class InOrder(NamedTuple):
+    """A run that lies in its segment, and the lanes of it that may be read."""
+
+    run: SealedRun
+    names: Names
+
+
+async def open_sqlite(
+    path: Path,
+    *,
+    store: SegmentStore | None = None,
+    limits: Limits = _LIMITS,
+    roll_bytes: int = ROLL_BYTES,
+) -> "SqliteStreamLog":
+    """The log of the database `path`; large payloads lie in `<stem>-segments` beside it, and sealed
+    runs in the `store`, by default `<stem>-sealed`.
+    """
+    folder = path.with_name(f"{path.stem}-segments")
+    files = SegmentFiles(folder, roll_bytes=roll_bytes)
+    store = store or SegmentFolder(path.with_name(f"{path.stem}-sealed"))
     database = await Database(path, SCHEMA, before_commit=files.sync).open()
     files.open(await database.read(rows.last_file))
-    log = SqliteStreamLog(database, files)
-    await log.tidy()
+    log = SqliteStreamLog(database, files, store, Sealer(database, store, folder, limits))
+    await log.drop_unused()
     return log
 
 
 class SqliteStreamLog:
     """A `StreamLog`; `open_sqlite` makes it, `aclose` closes its database and files."""
 
-    def __init__(self, database: Database, files: SegmentFiles) -> None:
-        self._database, self._files = database, files
+    def __init__(
+        self, database: Database, files: SegmentFiles, store: SegmentStore, sealer: Sealer
+    ) -> None:
+        self._database, self._files, self._store = database, files, store
+        self._sealer = sealer
 
     async def create(self, lane: Lane) -> Lane:
         return await self._database.write(lambda connection: rows.create(connection, lane))
@@ -67,7 +101,7 @@ class SqliteStreamLog:
         return await self._database.read(lambda connection: rows.lanes_of(connection, run_id))
 
     async def run(self, run_id: str) -> Run:
-        return await self._database.read(lambda connection: rows.run_of(connection, run_id)[1])
+        return await self._database.read(lambda connection: rows.find_run(connection, run_id).run)
 
     async def producer(self, stream_id: str, producer_id: str) -> Known | None:
         def work(connection: sqlite3.Connection) -> Known | None:
@@ -100,13 +134,25 @@ class SqliteStreamLog:
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
     ) -> list[Entry]:
-        def work(connection: sqlite3.Connection) -> list[Entry]:
-            id_, _, lane = rows.find(connection, stream_id)
+        def work(connection: sqlite3.Connection) -> list[Entry] | InPart:
+            id_, _, lane, part = rows.find(connection, stream_id)
             check_kept(lane)
+            if part is not None:
+                run = rows.find_run(connection, lane.run_id)
+                return InPart(self._sealed(run), part, lane)
             found = rows.by_lane(connection, id_, after, max_records)
             return rows.entries(found, lane.run_id, self._files, max_bytes)
 
-        return await self._read(work)
+        async def read() -> list[Entry]:
+            found = await self._database.read(work)
+            if not isinstance(found, InPart):
+                return found
+            run, part, lane = found
+            return await run.read_part(
+                part, lane, after, max_records=max_records, max_bytes=max_bytes
+            )
+
+        return await _twice(read)
 
     async def read_run(
         self,
@@ -116,54 +162,102 @@ class SqliteStreamLog:
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
     ) -> list[Entry]:
-        def work(connection: sqlite3.Connection) -> list[Entry]:
-            id_, _ = rows.run_of(connection, run_id)
-            found = rows.by_run(connection, id_, after, max_records)
+        def of_segment(connection: sqlite3.Connection) -> InOrder | None:
+            run = rows.find_run(connection, run_id)
+            if run.order is None or after >= run.order.head:
+                return None
+            return InOrder(self._sealed(run), sealed_rows.readable(connection, run.id))
+
+        def of_rows(connection: sqlite3.Connection) -> list[Entry]:
+            run = rows.find_run(connection, run_id)
+            begin = after if run.order is None else max(after, run.order.head)
+            found = rows.by_run(connection, run.id, begin, max_records)
             return rows.entries(found, run_id, self._files, max_bytes)
 
-        return await self._read(work)
+        async def read() -> list[Entry]:
+            if (sealed := await self._database.read(of_segment)) is not None:
+                run, names = sealed
+                found = await run.read(after, names, max_records=max_records, max_bytes=max_bytes)
+                if found:
+                    return found
+            return await self._database.read(of_rows)
 
-    async def _read(self, work: Read) -> list[Entry]:
-        try:
-            return await self._database.read(work)
-        except Gone as gone:
-            if gone.code is not Code.STREAM_LOST:
-                raise
-            return await self._database.read(work)  # retention may have taken it just then
+        return await _twice(read)
+
+    def _sealed(self, found: rows.FoundRun) -> SealedRun:
+        assert found.segment is not None
+        assert found.order is not None
+        return SealedRun(self._store, found.segment, found.run.run_id, found.order)
 
     async def at_time(self, id_: str, time_ms: int) -> int:
         """First as a stream's, then as a run's id."""
+        try:
+            return await self._lane_at_time(id_, time_ms)
+        except NotFound:
+            return await self._run_at_time(id_, time_ms)
 
-        def work(connection: sqlite3.Connection) -> int:
-            try:
-                key, _, lane = rows.find(connection, id_)
-            except NotFound:
-                key, run = rows.run_of(connection, id_)
-                return rows.run_at_time(connection, key, run.head, time_ms)
-            return rows.lane_at_time(connection, key, lane, time_ms)
+    async def _lane_at_time(self, stream_id: str, time_ms: int) -> int:
+        def work(connection: sqlite3.Connection) -> int | InPart:
+            id_, _, lane, part = rows.find(connection, stream_id)
+            if part is not None:
+                run = rows.find_run(connection, lane.run_id)
+                return InPart(self._sealed(run), part, lane)
+            return rows.lane_at_time(connection, id_, lane.head, time_ms)
 
-        return await self._database.read(work)
+        found = await self._database.read(work)
+        if not isinstance(found, InPart):
+            return found
+        run, part, lane = found
+        position = await run.part_at_time(part, time_ms)
+        return lane.head if position is None else position
+
+    async def _run_at_time(self, run_id: str, time_ms: int) -> int:
+        found = await self._database.read(lambda connection: rows.find_run(connection, run_id))
+        if found.order is not None:
+            position = await self._sealed(found).at_time(time_ms)
+            if position is not None:
+                return position
+        begin = 0 if found.order is None else found.order.head
+        return await self._database.read(
+            lambda connection: rows.run_at_time(connection, found, begin, time_ms)
+        )
 
     async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
         return await self._database.read(lambda connection: rows.due(connection, now, limit))
 
     async def expire(self, stream_id: str) -> Lane:
         lane = await self._database.write(lambda connection: rows.expire(connection, stream_id))
-        await self.tidy()
+        await self.drop_unused()
         return lane
 
     async def delete_run(self, run_id: str) -> None:
         await self._database.write(lambda connection: rows.delete_run(connection, run_id))
-        await self.tidy()
+        await self.drop_unused()
 
-    async def tidy(self) -> int:
-        """Remove the segment files that nothing refers to any more; how many."""
+    async def tidy(self, now: float) -> None:
+        """Seal the runs whose time has come, and give back what is not needed any more."""
+        await self._sealer.seal(self.read_run, now)
+        await self.drop_unused()
 
-        def work(connection: sqlite3.Connection) -> int:
-            return self._files.drop(lambda number: rows.names_file(connection, number))
+    async def drop_unused(self) -> None:
+        """Rows and files that nothing refers to."""
 
-        return await self._database.read(work)
+        def work(connection: sqlite3.Connection) -> None:
+            self._files.drop(lambda number: rows.names_file(connection, number))
+
+        await self._sealer.clear()
+        await self._database.read(work)
 
     async def aclose(self) -> None:
         await self._database.aclose()
         self._files.close()
+
+
+async def _twice(read: Callable[[], Awaitable[T]]) -> T:
+    """Once more when something was lost: housekeeping may have moved it just then."""
+    try:
+        return await read()
+    except Gone as gone:
+        if gone.code is not Code.STREAM_LOST:
+            raise
+        return await read()
