@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import errno
+import importlib
+import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Coroutine, Mapping
@@ -29,10 +31,13 @@ from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.store import SqliteRunStore
 from mentatlab.sqlite import Database
 from mentatlab.storage import open_local
-from mentatlab.streams import open_hub
+from mentatlab.streams import StreamingConnectionManager, StreamLog, open_hub
 
 DEFAULT_PORT = 7070
 BACKLOG = 2048
+LEAST_SECRET = 32
+DEFAULT_PREFIX = "mentatlab:"
+_logger = logging.getLogger("mentatlab")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -40,6 +45,15 @@ def bundled_agents() -> Path:
     """The agents of the wheel, or of the checkout that this is."""
     wheel = _PACKAGE / "_agents"
     return wheel if wheel.is_dir() else _PACKAGE.parents[1] / "agents"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedLog:
+    """A Redis that keeps the streams of several servers."""
+
+    url: str = field(repr=False)
+    prefix: str = DEFAULT_PREFIX
+    allow_relaxed: bool = False  # commit streams though it may lose what it acknowledged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +74,8 @@ class Settings:
     burst: float = 400.0
     record_rate: float = 0.0  # published records a second and key, 0 = no limit
     max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
+    log: SharedLog | None = None  # None = in the home
+    token_secret: str = field(default="", repr=False)  # "" = one of the home's own
     transport: Transport = "auto"  # of WebSockets and SSE
     tls: Tls | None = None
 
@@ -81,7 +97,8 @@ def read_settings(
     tls_key: Path | None = None,
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
-    _RECORD_RATE _MAX_OBJECT _TRANSPORT _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
+    _RECORD_RATE _MAX_OBJECT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED _TOKEN_SECRET _TRANSPORT
+    _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
     ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
@@ -101,10 +118,35 @@ def read_settings(
         burst=_number(environ, "MENTATLAB_BURST", 400),
         record_rate=_number(environ, "MENTATLAB_RECORD_RATE", 0),
         max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
+        log=_log(environ),
+        token_secret=_secret(environ),
         transport=_transport(environ),
         tls=_tls(environ, tls_cert, tls_key),
         environment=dict(environ),
     )
+
+
+def _log(environ: Mapping[str, str]) -> SharedLog | None:
+    url = environ.get("MENTATLAB_LOG") or "sqlite"
+    if url == "sqlite":
+        return None
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise _bad_setting(
+            "MENTATLAB_LOG", url.partition(":")[0], "write sqlite, or redis://HOST:PORT/0"
+        )
+    return SharedLog(
+        url=url,
+        prefix=environ.get("MENTATLAB_REDIS_PREFIX") or DEFAULT_PREFIX,
+        allow_relaxed=_flag(environ, "MENTATLAB_REDIS_ALLOW_RELAXED", default="false"),
+    )
+
+
+def _secret(environ: Mapping[str, str]) -> str:
+    secret = environ.get("MENTATLAB_TOKEN_SECRET") or ""
+    if 0 < len(secret) < LEAST_SECRET:
+        hint = f"write at least {LEAST_SECRET} characters that nobody can guess"
+        raise _bad_setting("MENTATLAB_TOKEN_SECRET", "***", hint)
+    return secret
 
 
 def _split(text: str | None, separator: str) -> list[str]:
@@ -148,8 +190,8 @@ def _tls(environ: Mapping[str, str], certificate: Path | None, key: Path | None)
 _YES, _NO = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
 
 
-def _flag(environ: Mapping[str, str], name: str) -> bool:
-    text = environ.get(name) or "true"
+def _flag(environ: Mapping[str, str], name: str, *, default: str = "true") -> bool:
+    text = environ.get(name) or default
     if text.lower() in _YES:
         return True
     if text.lower() in _NO:
@@ -217,7 +259,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
     `Invalid(KEYS_REQUIRED)` when it would answer the network without keys.
     """
     key, place = home_folder.home_key(settings.home), settings.home
-    secret = token_secret(key)
+    secret = token_secret(settings.token_secret or key)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(place / "runs.db", SCHEMA))
         keys = KeyStore(database)
@@ -226,9 +268,10 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             open_local(place / "blobs", place / "catalog.db", max_bytes=settings.max_object)
         )
         await stack.enter_async_context(_beside(storage.sweep_forever()))
-        hub = await open_hub(place / "streams.db")
+        hub = await _open_streams(settings, secret)
         stack.push_async_callback(hub.aclose)
         await stack.enter_async_context(_beside(hub.sweep_forever()))
+        await stack.enter_async_context(_beside(hub.tidy_forever()))
         agents = AgentRegistry(settings.agent_dirs, database)
         await agents.load()
         runner = LocalRunner()
@@ -260,6 +303,26 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         admission = Admission(_rules(settings, key, secret), key_lookup(keys), hub)
         asgi = create_gateway(services, admission, multimodal=settings.multimodal)
         yield App(settings=settings, key=key, services=services, admission=admission, asgi=asgi)
+
+
+async def _open_streams(settings: Settings, secret: bytes) -> StreamingConnectionManager:
+    """Of this home, or shared with other servers; `Invalid(MISSING_EXTRA | BAD_SETTING)`."""
+    if settings.log is None:
+        return await open_hub(settings.home / "streams.db")
+    try:
+        redis = importlib.import_module("mentatlab.streams.redis")
+    except ModuleNotFoundError as error:
+        raise Invalid(
+            Code.MISSING_EXTRA,
+            "MENTATLAB_LOG names a Redis, and the package to speak with it is not installed",
+            hint="pip install 'mentatlab[server,redis]'",
+        ) from error
+    shared = settings.log
+    log: StreamLog = await redis.open_redis_log(
+        shared.url, prefix=shared.prefix, allow_relaxed=shared.allow_relaxed, secret=secret
+    )
+    _logger.info("streams are in Redis; runs, flows, keys and media are this server's own")
+    return StreamingConnectionManager(log)
 
 
 @contextlib.asynccontextmanager

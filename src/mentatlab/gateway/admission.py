@@ -51,6 +51,7 @@ EXPOSED = (
     *("Location", "Retry-After", "ETag", "Content-Range"),
     *("Stream-Epoch", "Stream-Head", "Stream-State", "Stream-Next"),
     *("Stream-Sequence", "Stream-Timestamp", "Stream-Pts-Us", "Stream-Dur-Us"),
+    *("Stream-Item", "Stream-Attempt", "Stream-Key"),
 )
 """Headers that a page of another origin may read."""
 
@@ -81,9 +82,10 @@ class Rules:
     streaming: bool = True
 
 
-def token_secret(home_key: str) -> bytes:
-    """What capability tokens are signed with: a new home key ends all tokens."""
-    return hashlib.sha256(b"mentatlab stream tokens\0" + home_key.encode()).digest()
+def token_secret(key: str) -> bytes:
+    """What capability tokens are signed with, made of the home's key or of a secret that several
+    servers share: another one ends all tokens."""
+    return hashlib.sha256(b"mentatlab stream tokens\0" + key.encode()).digest()
 
 
 def is_loopback(host: str) -> bool:

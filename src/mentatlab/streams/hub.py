@@ -7,7 +7,7 @@ them. Readers pull at their own pace (`Subscription`), so a publisher never wait
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -34,6 +34,7 @@ from mentatlab.streams.port import (
     Appended,
     Audience,
     Entry,
+    HousekeptLog,
     ImmediateLog,
     Known,
     Lane,
@@ -443,14 +444,18 @@ class StreamingConnectionManager:
                 self._forget(lane.stream_id)
         return len(lanes)
 
+    async def tidy(self) -> None:
+        """What the log itself has to put in order: finished runs are sealed, files given back."""
+        if isinstance(self._log, HousekeptLog):
+            await self._log.tidy(self._clock())
+
     async def sweep_forever(self, *, every_s: float = 1.0) -> None:
         """Beside everything else, until cancelled. After one that fails the next one comes."""
-        while True:
-            try:
-                await self.sweep()
-            except Exception:  # a log that cannot be reached, above all
-                log.exception("a sweep of the streams failed; the next is in %g s", every_s)
-            await asyncio.sleep(every_s)
+        await _forever(self.sweep, every_s)
+
+    async def tidy_forever(self, *, every_s: float = 10.0) -> None:
+        """The same; apart from it, since it may take long."""
+        await _forever(self.tidy, every_s)
 
     async def delete_run(self, run_id: str) -> None:
         """Readers get `NotFound(STREAM_UNKNOWN)`, at the latest when they ask for more."""
@@ -469,7 +474,7 @@ class StreamingConnectionManager:
     def _begin_again(self, epoch: int) -> None:
         """The log lost records that may have been read."""
         self._epoch = epoch
-        for subscription in self._subscriptions:
+        for subscription in tuple(self._subscriptions):
             self._forget(subscription.id)
             subscription.begin_again(epoch)
 
@@ -505,6 +510,15 @@ async def open_hub(
     if path is None:
         return StreamingConnectionManager(memory, clock=clock)
     return StreamingConnectionManager(RoutedLog(await open_sqlite(path), memory), clock=clock)
+
+
+async def _forever(work: Callable[[], Awaitable[object]], every_s: float) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:  # a log that cannot be reached, above all
+            log.exception("housekeeping of the streams failed; the next is in %g s", every_s)
+        await asyncio.sleep(every_s)
 
 
 def _immediate(log: StreamLog) -> ImmediateLog | None:

@@ -5,12 +5,13 @@ decision out if that is still so. Reading asks Redis each time, in one call.
 """
 
 import asyncio
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from mentatlab.protocol.errors import MentatError, NotFound, Unavailable
+from mentatlab.protocol.errors import Code, Invalid, MentatError, NotFound, Unavailable
 from mentatlab.protocol.records import Draft, Producer
 from mentatlab.streams import redis_scripts as scripts
 from mentatlab.streams.port import (
@@ -28,7 +29,7 @@ from mentatlab.streams.port import (
     unknown,
 )
 from mentatlab.streams.redis_news import RedisNews
-from mentatlab.streams.redis_server import Command, RedisServer
+from mentatlab.streams.redis_server import PATIENCE_S, Command, RedisServer
 from mentatlab.streams.redis_transaction import (
     VERSION,
     Transaction,
@@ -43,7 +44,6 @@ from mentatlab.streams.redis_writer import RedisWriter, RunKeys, keys_of
 
 T = TypeVar("T")
 
-PREFIX = "mentatlab:"
 REMEMBERED = 65_536
 """Streams that this process knows something of."""
 
@@ -76,6 +76,21 @@ class RedisStreamLog:
         await self._server.ask("PING")
         self._spawn(self._news.run())
         await self._news.watch(self._server.channel)
+
+    async def check_secret(self, secret: bytes) -> None:
+        """`Invalid(BAD_SETTING)` when another process is up that has another one."""
+        key, ours = f"{self._server.prefix}secret", hashlib.sha256(b"same?" + secret).hexdigest()
+        await self._server.ask("SETNX", key, ours)
+        theirs, ((_, here),) = (
+            await self._server.commands(("GET", key), ("PUBSUB NUMSUB", self._server.channel))
+        ).values
+        if theirs != ours.encode() and here > 1:
+            raise Invalid(
+                Code.BAD_SETTING,
+                "another server on this Redis signs its tokens with another secret",
+                hint="start all of them with the same MENTATLAB_TOKEN_SECRET",
+            )
+        await self._server.ask("SET", key, ours)
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
@@ -400,12 +415,23 @@ def _nothing(_: object) -> None:
 
 
 async def open_redis_log(
-    url: str, *, prefix: str = PREFIX, allow_relaxed: bool = False
+    url: str,
+    *,
+    prefix: str,
+    allow_relaxed: bool = False,
+    patience_s: float = PATIENCE_S,
+    secret: bytes | None = None,
 ) -> RedisStreamLog:
-    """A log that is connected. `Invalid(BAD_SETTING)`, `Unavailable(UNAVAILABLE)`."""
-    log = RedisStreamLog(RedisServer(url, prefix=prefix, allow_relaxed=allow_relaxed))
+    """A log that is connected. `secret` is what this process signs tokens with: all that share the
+    log must have the same. `Invalid(BAD_SETTING)`, `Unavailable(UNAVAILABLE)`.
+    """
+    log = RedisStreamLog(
+        RedisServer(url, prefix=prefix, allow_relaxed=allow_relaxed, patience_s=patience_s)
+    )
     try:
         await log.start()
+        if secret is not None:
+            await log.check_secret(secret)
     except BaseException:
         await log.aclose()
         raise

@@ -14,7 +14,7 @@ from redis import exceptions
 from redis.asyncio import Connection
 
 from mentatlab.protocol.errors import Code, MentatError, Unavailable
-from mentatlab.streams.redis_server import RedisServer
+from mentatlab.streams.redis_server import PATIENCE_S, RedisServer
 
 PING_S = 5.0
 """A connection that is silent for two pings is given up."""
@@ -31,7 +31,7 @@ class RedisNews:
         *,
         heard: Callable[[str, bytes], None],
         restored: Callable[[], Awaitable[None]],
-        patience_s: float = 5.0,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._server, self._heard, self._restored = server, heard, restored
         self._patience_s = patience_s

@@ -25,6 +25,7 @@ Argument = bytes | str | int | float
 Command = tuple[Argument, ...]
 
 CONNECTIONS = 16
+PATIENCE_S = 5.0
 _TIMEOUT_S = 5.0  # for one answer
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class RedisServer:
         *,
         prefix: str,
         allow_relaxed: bool = False,
-        patience_s: float = 5.0,
+        patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.prefix, self._patience_s, self._clock = prefix, patience_s, clock
