@@ -70,19 +70,26 @@ def switch(
     return True
 
 
-def clear(connection: sqlite3.Connection, limit: int) -> bool:
-    """Delete some of the rows that segments have; whether there may be more."""
-    row = connection.execute("SELECT id, segment_order FROM runs WHERE clearing LIMIT 1").fetchone()
+def to_clear(connection: sqlite3.Connection) -> int | None:
+    """The key of a run some of whose rows its segment has."""
+    row = connection.execute("SELECT id FROM runs WHERE clearing LIMIT 1").fetchone()
+    return row and row[0]
+
+
+def clear(connection: sqlite3.Connection, run: int, limit: int) -> None:
+    """Delete some of those rows."""
+    row = connection.execute(
+        "SELECT segment_order FROM runs WHERE id = ? AND clearing", (run,)
+    ).fetchone()
     if row is None:
-        return False
+        return
     deleted = connection.execute(
         "DELETE FROM records WHERE rowid IN"
         " (SELECT rowid FROM records WHERE run = ? AND rseq <= ? LIMIT ?)",
-        (row[0], decode_order(row[1]).head if row[1] else 0, limit),
+        (run, decode_order(row[0]).head if row[0] else 0, limit),
     )
     if deleted.rowcount < limit:
-        connection.execute("UPDATE runs SET clearing = 0 WHERE id = ?", (row[0],))
-    return True
+        connection.execute("UPDATE runs SET clearing = 0 WHERE id = ?", (run,))
 
 
 def readable(connection: sqlite3.Connection, run: int) -> dict[int, str]:

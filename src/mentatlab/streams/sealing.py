@@ -64,8 +64,8 @@ class Sealer:
 
     async def clear(self) -> None:
         """Delete the rows that segments have, in small transactions, and unused segments."""
-        while await self._database.write(lambda c: sealed_rows.clear(c, _ROWS)):
-            pass
+        while run := await self._database.read(sealed_rows.to_clear):
+            await self._database.write(lambda c, run=run: sealed_rows.clear(c, run, _ROWS))
         for name in await self._database.read(sealed_rows.garbage):
             if name not in self._making:
                 await self._store.delete(name)
