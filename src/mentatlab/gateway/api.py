@@ -19,6 +19,7 @@ from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.runs_routes import runs_router
 from mentatlab.gateway.storage_routes import storage_router
+from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.system_routes import system_router
@@ -45,6 +46,7 @@ class Services:
     keys: KeyStore
     storage: StorageManager
     hub: StreamingConnectionManager
+    connections: Connections
     manifests: Path
 
 
@@ -83,7 +85,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         storage_router(services.storage, storage_workspace),
         keys_router(services.keys),
         stream_router(services.hub, admission),
-        portable_router(services.hub),
+        portable_router(services.connections),
         system_router(services.agents, services.hub, admission.book),
     ]
 

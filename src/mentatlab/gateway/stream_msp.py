@@ -1,264 +1,381 @@
 """`WS /ws/streams/{id}` with the subprotocol `msp.v1+json`: one connection carries many streams,
-credits and acknowledgements.
+credits, acknowledgements and binary frames.
+
+What goes wrong with one stream is an `error` that names it; what is wrong with the conversation
+closes it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+import math
+from functools import partial
+from typing import Any
 
 import msgspec
-from starlette.websockets import WebSocket
 
-from mentatlab.gateway.stream_access import admit
-from mentatlab.gateway.stream_wire import (
-    MAX_MESSAGE_BYTES,
-    Close,
-    StalledError,
-    Timing,
-    Wire,
-    bad_frame,
-    close_for,
-    gap_message,
+from mentatlab.gateway.stream_access import Authority
+from mentatlab.gateway.stream_following import Following
+from mentatlab.gateway.stream_messages import (
+    FLOW,
+    KINDS,
+    Ack,
+    Auth,
+    Cancel,
+    Control,
+    Credit,
+    Hello,
+    Ping,
+    Pong,
+    Publish,
+    Subscribe,
+    Unsubscribe,
+    head_of,
+    parse_control,
 )
-from mentatlab.protocol.errors import Code, Conflict, MentatError, RateLimited
-from mentatlab.protocol.records import MAX_RECORD_BYTES
-from mentatlab.streams import Appended, Lane, StreamingConnectionManager, Subscription
-from mentatlab.streams.port import READ_BYTES, LaneState, Run
-from mentatlab.streams.publishing import Batch, Inbox, parse_publication
+from mentatlab.gateway.stream_outlet import Outlet, Outlets
+from mentatlab.gateway.stream_socket import SocketConversation, Surroundings
+from mentatlab.gateway.stream_wire import (
+    DRAINING,
+    MAX_BINARY_BYTES,
+    MAX_CONTROL_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_STREAMS,
+    STRANGER,
+    THROTTLED,
+    bad_frame,
+    check_size,
+    error_message,
+    message,
+)
+from mentatlab.protocol import frames
+from mentatlab.protocol.errors import Code, Conflict, Forbidden, MentatError, RateLimited
+from mentatlab.protocol.records import MAX_RECORD_BYTES, Message, parse_cursor, parse_message
+from mentatlab.streams.port import READ_BYTES, Appended, Lane, Run
+from mentatlab.streams.positions import parse_rate
+from mentatlab.streams.publishing import Batch
+from mentatlab.streams.subscription import Options
 
 PROTOCOL = "msp.v1+json"
-MAX_SUBSCRIPTIONS = 128
-INITIAL_CREDIT = 1 << 20
-_FRAME_BYTES = 64 * 1024
-
-Told = TypeVar("Told", bound=msgspec.Struct)
-
-
-class Subscribe(msgspec.Struct, rename={"from_": "from"}):
-    """`max_bytes`: how many bytes may be delivered until `credit` raises it."""
-
-    id: str
-    from_: str | int = "latest"
-    max_bytes: int = INITIAL_CREDIT
+_LIMITS = {
+    "record_bytes": MAX_RECORD_BYTES,
+    "control_bytes": MAX_CONTROL_BYTES,
+    "message_bytes": MAX_MESSAGE_BYTES,
+    "streams": MAX_STREAMS,
+    "in_flight_bytes": READ_BYTES,
+}
 
 
-class Credit(msgspec.Struct):
-    id: str
-    max_bytes: int
+class MspConversation(SocketConversation):
+    __slots__ = ("_followed", "_introduced", "_last_lane", "_opened_at", "_outlets")
+    kind = "msp"
 
+    def __init__(self, around: Surroundings, id_: str, authority: Authority) -> None:
+        super().__init__(around, id_, authority)
+        self._followed: dict[str, Following] = {}
+        self._outlets = Outlets()
+        self._last_lane = 0
+        self._opened_at = 0.0
+        self._introduced = (
+            authority.known
+        )  # or a stranger has said who it is; what it says now is heard then
 
-class OfStream(msgspec.Struct):
-    id: str
+    # ------------------------------------------------------------------ what comes in
 
-
-class _Followed(NamedTuple):
-    subscription: Subscription
-    task: asyncio.Task[None]
-
-
-class MspSocket:
-    """One connection, many streams. What goes wrong with one stream is an `error` that names it;
-    what is wrong with the conversation closes it."""
-
-    def __init__(
-        self, hub: StreamingConnectionManager, websocket: WebSocket, id_: str, timing: Timing
-    ) -> None:
-        self.hub, self.websocket, self._id, self._timing = hub, websocket, id_, timing
-        self.wire = Wire(websocket, timing.stall_s)
-        self._inbox = Inbox(hub, published=self._published, failed=self._refused)
-        self._followed: dict[str, _Followed] = {}
-        self._lanes = 0
-        self._tasks: asyncio.TaskGroup
-        self._handlers: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
-            "subscribe": self._subscribe,
-            "unsubscribe": self._unsubscribe,
-            "credit": self._credit,
-            "cancel": self._cancel,
-            "ping": self._ping,
-            "pong": self._pong,
-        }
-
-    async def run(self) -> Close:
-        await admit(self.hub, self.websocket, self._id, "sub")
-        await self._say(
-            "welcome",
-            protocol=PROTOCOL,
-            id=self._id,
-            limits={
-                "record_bytes": MAX_RECORD_BYTES,
-                "message_bytes": MAX_MESSAGE_BYTES,
-                "streams": MAX_SUBSCRIPTIONS,
-                "in_flight_bytes": READ_BYTES,
-            },
-        )
-        failed: list[Exception] = []
+    def text(self, data: bytes) -> None:
+        if self._closed:
+            return
         try:
-            async with asyncio.TaskGroup() as self._tasks:
-                publishing = self._tasks.create_task(self._inbox.run())
-                await self._receive()
-                for task in (publishing, *(followed.task for followed in self._followed.values())):
-                    task.cancel()
-        except* (MentatError, StalledError) as group:
-            failed.extend(group.exceptions)
-        for error in failed:
-            raise error
-        return Close(1000)
-
-    async def _receive(self) -> None:
-        """What was said before the client left, or erred, is published."""
-        try:
-            while (received := await self.wire.receive()) is not None:
-                await self._heard(*received)
-        except MentatError:
-            await self._inbox.flushed()
-            raise
-        await self._inbox.flushed()
-
-    async def _heard(self, message: dict[str, Any], size: int) -> None:
-        kind = message.get("type", message.get("event_type"))
-        handle = self._handlers.get(kind) if isinstance(kind, str) else None
-        try:
-            await (self._publish(message, size) if handle is None else handle(message))
+            check_size(len(data), MAX_MESSAGE_BYTES, "a message")
+            self._take(data)
         except MentatError as error:
-            await self._complain(_named(message), error)
+            self._complain(head_of(data)[1], error)
 
-    async def _publish(self, message: dict[str, Any], size: int) -> None:
-        stream_id = _named(message) or self._id
-        publication = parse_publication(message, stream_id=stream_id, size=size)
-        await admit(self.hub, self.websocket, stream_id, "pub")
-        await self._inbox.put(publication)
+    def _take(self, data: bytes) -> None:
+        """Most messages are records, so they are read as such first."""
+        try:
+            said = parse_message(data)
+        except MentatError:
+            if head_of(data)[0] not in KINDS:
+                raise
+            self._control(data)
+            return
+        if said.kind in KINDS:
+            self._control(data)
+        else:
+            self._record(said, len(data))
 
-    async def _published(self, batch: Batch, appended: Appended) -> None:
-        lane = await self.hub.identity(batch.stream_id)
-        await self._say(
-            "published",
-            id=batch.stream_id,
-            producer_seq=batch.producer_seq,
-            sequence=appended.last,
-            durable=lane.durability == "commit",
-        )
+    def binary(self, data: bytes) -> None:
+        if self._closed:
+            return
+        try:
+            check_size(len(data), MAX_BINARY_BYTES, "a binary message")
+            frame = frames.decode(data)
+            if (outlet := self._outlets.by_lane(frame.lane)) is None:
+                raise bad_frame(f"nothing is published in lane {frame.lane} on this connection")
+        except MentatError as error:
+            self._fail(error)
+            return
+        try:
+            self._put(outlet.publication_of(frame))
+        except MentatError as error:
+            self._complain(outlet.id, error)
 
-    async def _refused(self, batch: Batch, error: MentatError) -> None:
-        await self._complain(batch.stream_id, error)
+    def _record(self, said: Message, size: int) -> None:
+        self._admit_stranger(None)
+        id_ = said.stream_id or self._id
+        self._put(self._outlets.publication_of(said, id_, size))
 
-    async def _subscribe(self, message: dict[str, Any]) -> None:
-        asked = _convert(message, Subscribe)
-        found = await admit(self.hub, self.websocket, asked.id, "sub")
+    def _control(self, data: bytes) -> None:
+        check_size(len(data), MAX_CONTROL_BYTES, "a control message")
+        said = parse_control(data)
+        self._admit_stranger(said)
+        if not self._closed and self._affordable(said):
+            self._obey(said, data)
+
+    def _affordable(self, said: Control) -> bool:
+        wait_s = 0.0 if isinstance(said, FLOW) else self._authority.spend()
+        if wait_s:
+            self._throttled(wait_s)
+            self._close(THROTTLED)
+        return not wait_s
+
+    def _obey(self, said: Control, data: bytes) -> None:
+        match said:
+            case Credit():
+                if (followed := self._followed.get(said.id)) is not None:
+                    followed.grant(said.max_bytes)
+            case Ack():
+                self._acknowledge(said)
+            case Ping():
+                pong: dict[str, Any] = {**msgspec.json.decode(data), "type": "pong"}
+                self._link.send_text(msgspec.json.encode(pong))
+            case Pong():
+                pass  # any message shows that the client is there
+            case Subscribe():
+                self._subscribe(said)
+            case Unsubscribe():
+                self._forget(self._followed.get(said.id))
+            case Hello():
+                self._hello(said.token)
+            case Auth():
+                self._later(partial(self._renew, said.token))
+            case Cancel():
+                self._later(partial(self._cancel, said.id))
+            case Publish():
+                self._publish(said)
+
+    # ------------------------------------------------------------------ who it is
+
+    def _begin(self) -> None:
+        self._opened_at = asyncio.get_running_loop().time()
+        if self._authority.known:
+            self._later(self._welcome)
+
+    def _admit_stranger(self, said: Control | None) -> None:
+        """A stranger says `hello` with a token first, and is welcomed when it is a good one."""
+        if not (self._introduced or isinstance(said, Hello)):
+            self._close(STRANGER)
+
+    def _hello(self, token: str | None) -> None:
+        if token is not None:
+            self._later(partial(self._introduce, token, welcome=not self._introduced))
+            self._introduced = True
+        elif not self._introduced:
+            self._close(STRANGER)
+
+    async def _introduce(self, token: str, *, welcome: bool) -> None:
+        try:
+            self._authority = await self._authority.renewed(token)
+        except MentatError as error:
+            self._fail(error)
+            return
+        self._inbox.forget()
+        if welcome:
+            await self._welcome()
+
+    async def _renew(self, token: str) -> None:
+        try:
+            self._authority = await self._authority.renewed(token)
+        except MentatError as error:
+            self._complain(self._id, error)
+            return
+        self._inbox.forget()
+        self._say("auth", expires=self._authority.expires)
+
+    async def _welcome(self) -> None:
+        try:
+            await self._check_any()
+        except MentatError as error:
+            self._fail(error)
+            return
+        self._say("welcome", protocol=PROTOCOL, id=self._id, limits=_LIMITS)
+
+    async def _check_any(self) -> None:
+        """To be here it is enough that one may do anything with the stream of the URL."""
+        try:
+            await self._authority.check("sub", self._id)
+        except Forbidden as error:
+            for capability in ("pub", "cancel"):
+                try:
+                    await self._authority.check(capability, self._id)
+                except Forbidden:
+                    continue
+                return
+            raise error
+
+    # ------------------------------------------------------------------ following
+
+    def _subscribe(self, asked: Subscribe) -> None:
         if asked.id in self._followed:
             raise Conflict(
                 Code.CONFLICT,
                 f"{asked.id} is subscribed on this connection",
                 hint="unsubscribe first to begin at another place",
             )
-        if len(self._followed) >= MAX_SUBSCRIPTIONS:
+        if len(self._followed) >= MAX_STREAMS:
             raise RateLimited(1.0)
-        await self.hub.finished(asked.id, asked.from_)  # a bad cursor is told before it begins
-        self._lanes += 1
-        began = asyncio.Event()
-        task = self._tasks.create_task(self._follow(asked, found, began))
-        task.add_done_callback(lambda _: began.set())
-        await began.wait()
-
-    async def _follow(self, asked: Subscribe, found: Lane | Run, began: asyncio.Event) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            async with self.hub.subscribe(
-                asked.id, from_=asked.from_, credit=asked.max_bytes
-            ) as subscription:
-                self._followed[asked.id] = _Followed(subscription, task)
-                began.set()
-                await self._greet(asked, found, subscription)
-                await self._deliver(asked.id, subscription)
-        except MentatError as error:  # deleted meanwhile
-            await self._complain(asked.id, error)
-        finally:
-            self._followed.pop(asked.id, None)
-
-    async def _greet(self, asked: Subscribe, found: Lane | Run, subscription: Subscription) -> None:
-        await self._say(
-            "subscribed",
-            id=asked.id,
-            lane=self._lanes,
-            epoch=found.epoch,
-            start=str(subscription.cursor),
-            head=found.head,
-            state=_state(found),
-            recovered=":" in str(asked.from_) and subscription.gap is None,
+        rate = parse_rate(asked.rate)
+        followed = Following(
+            asked.id, self._new_lane(), self._link, ended=self._forget, failed=self._failed
         )
-        if subscription.gap is not None:
-            await self.wire.send(gap_message(asked.id, subscription))
-        if subscription.preface is not None:
-            await self.wire.send(subscription.preface.json)
+        self._followed[asked.id] = followed
+        self._later(partial(self._attach, followed, asked, rate))
 
-    async def _deliver(self, id_: str, subscription: Subscription) -> None:
-        while not subscription.over:
-            items = await subscription.batch(self._timing.mark_s)
-            for frame in _frames([item.json for item in items]):
-                await self.wire.deliver(frame)
-            if not items or subscription.over:
-                state = "ended" if subscription.over else "open"
-                await self._say("mark", id=id_, cursor=str(subscription.cursor), state=state)
+    async def _attach(self, followed: Following, asked: Subscribe, rate: float | None) -> None:
+        try:
+            found = await self._authority.check("sub", asked.id)
+            subscription = await self._around.hub.attach(
+                asked.id, from_=asked.from_, options=self._options(found, asked, rate)
+            )
+        except MentatError as error:
+            if not followed.gone:
+                self._failed(followed, error)
+            return
+        followed.begin(
+            subscription,
+            found,
+            resumed=":" in str(asked.from_),
+            stalled=self._around.publishers.stalled(asked.id),
+        )
 
-    async def _unsubscribe(self, message: dict[str, Any]) -> None:
-        if (followed := self._followed.get(_convert(message, OfStream).id)) is not None:
-            followed.task.cancel()
-            await asyncio.wait([followed.task])
+    def _options(self, found: Lane | Run, asked: Subscribe, rate: float | None) -> Options:
+        return Options(
+            credit=asked.max_bytes,
+            rate=rate,
+            policy=asked.policy,
+            filter=asked.filter,
+            binary=isinstance(found, Lane),
+            guard=self._guard,
+        )
 
-    async def _credit(self, message: dict[str, Any]) -> None:
-        credit = _convert(message, Credit)
-        if (followed := self._followed.get(credit.id)) is not None:
-            followed.subscription.grant(credit.max_bytes)
+    async def _guard(self) -> None:
+        await self._authority.guard()
 
-    async def _cancel(self, message: dict[str, Any]) -> None:
+    def _acknowledge(self, ack: Ack) -> None:
+        cursor = parse_cursor(ack.cursor)
+        if (followed := self._followed.get(ack.id)) is not None:
+            followed.acknowledge(cursor.sequence)
+
+    def _forget(self, followed: Following | None) -> None:
+        if followed is not None:
+            followed.close()
+            if self._followed.get(followed.id) is followed:
+                del self._followed[followed.id]
+
+    def _failed(self, followed: Following, error: MentatError) -> None:
+        self._forget(followed)
+        self._complain(followed.id, error)
+
+    def _new_lane(self) -> int:
+        """The next alias that is free; used ones come back late."""
+        used = {followed.lane for followed in self._followed.values()}
+        while True:
+            self._last_lane = self._last_lane % 0xFFFF + 1
+            if self._last_lane not in used and self._outlets.by_lane(self._last_lane) is None:
+                return self._last_lane
+
+    # ------------------------------------------------------------------ publishing
+
+    def _publish(self, said: Publish) -> None:
+        """What comes in the same read may be for the new outlet already."""
+        outlet = self._outlets.open(said.id, said.producer, self._new_lane)
+        self._later(partial(self._open, outlet, said))
+
+    async def _open(self, outlet: Outlet, said: Publish) -> None:
+        hub = self._around.hub
+        try:
+            await self.admitted(said.id)
+            known = None
+            if said.producer is not None:
+                known = await hub.producer(said.id, said.producer.id)
+            lane = await hub.lane(said.id)
+            told = outlet.begin(lane, known)
+        except MentatError as error:
+            self._outlets.close(said.id)
+            self._complain(said.id, error)
+            return
+        self._link.send_text(told)
+        self._joined(said.id, None if said.producer is None else said.producer.id)
+
+    def published(self, batch: Batch, lane: Lane, appended: Appended) -> None:
+        self._outlets.appended(batch, lane, appended)
+        super().published(batch, lane, appended)
+
+    def refused(self, batch: Batch, error: MentatError) -> None:
+        self._outlets.consumed(batch)
+        self._complain(batch.stream_id, error)
+
+    def settled(self) -> None:
+        if not self._closed:
+            for told in self._outlets.news():
+                self._link.send_text(told)
+        super().settled()
+
+    async def _cancel(self, id_: str) -> None:
         """The stream ends as cancelled, for everybody; once it has ended nothing changes."""
-        id_ = _convert(message, OfStream).id
-        await admit(self.hub, self.websocket, id_, "cancel")
-        await self.hub.end_stream(id_, reason="cancelled")
-        lane = await self.hub.lane(id_)
-        await self._say("mark", id=id_, cursor=str(lane.cursor), state=lane.state)
+        try:
+            await self._authority.check("cancel", id_)
+            await self._around.hub.end_stream(id_, reason="cancelled")
+            lane = await self._around.hub.lane(id_)
+        except MentatError as error:
+            self._complain(id_, error)
+            return
+        self._say("mark", id=id_, cursor=str(lane.cursor), state=lane.state)
 
-    async def _ping(self, message: dict[str, Any]) -> None:
-        await self.wire.send(msgspec.json.encode({**message, "type": "pong"}))
+    # ------------------------------------------------------------------ as connections look at it
 
-    async def _pong(self, message: dict[str, Any]) -> None:
-        """Any message shows that the client is there."""
+    def tick(self, now: float, wall: float) -> None:
+        super().tick(now, wall)
+        timing, publishers = self._around.timing, self._around.publishers
+        if not self._authority.known and now - self._opened_at >= timing.hello_s:
+            self._close(STRANGER)
+        for followed in tuple(self._followed.values()):
+            followed.tick(now, timing.mark_s, stalled=publishers.stalled(followed.id))
 
-    async def _complain(self, id_: str | None, error: MentatError) -> None:
-        close = close_for(error)
+    def drain(self) -> None:
+        if not self._closed:
+            self._say("bye", code=DRAINING.code, reason=DRAINING.reason)
+        super().drain()
+
+    def _throttled(self, wait_s: float) -> None:
+        self._say("throttle", retry_after_ms=math.ceil(wait_s * 1000))
+
+    def _go_on(self) -> None:
+        for followed in tuple(self._followed.values()):
+            followed.go_on()
+
+    def _release(self) -> None:
+        for followed in self._followed.values():
+            followed.close()
+        self._followed.clear()
+
+    # ------------------------------------------------------------------ what goes out
+
+    def _complain(self, id_: str | None, error: MentatError) -> None:
         if id_ is None:
-            raise error
-        await self._say(
-            "error", id=id_, code=error.code, close=close.code, message=error.message,
-            hint=error.hint, details=error.details,
-        )  # fmt: skip
+            self._fail(error)
+        elif not self._closed:
+            self._link.send_text(error_message(id_, error))
 
-    async def _say(self, type_: str, **fields: Any) -> None:
-        await self.wire.send(msgspec.json.encode({"type": type_, **fields}))
-
-
-def _frames(records: list[bytes]) -> list[bytes]:
-    """Records joined by newlines into frames of about 64 KiB."""
-    frames: list[bytes] = []
-    for record in records:
-        if frames and len(frames[-1]) + len(record) < _FRAME_BYTES:
-            frames[-1] += b"\n" + record
-        else:
-            frames.append(record)
-    return frames
-
-
-def _named(message: dict[str, Any]) -> str | None:
-    name = message.get("stream_id", message.get("id"))
-    return name if isinstance(name, str) else None
-
-
-def _convert(message: dict[str, Any], kind: type[Told]) -> Told:
-    try:
-        return msgspec.convert(message, kind)
-    except msgspec.ValidationError as error:
-        raise bad_frame(f"{kind.__name__.lower()}: {error}") from error
-
-
-def _state(found: Lane | Run) -> LaneState:
-    return found.state if isinstance(found, Lane) else "open"
+    def _say(self, type_: str, **fields: Any) -> None:
+        if not self._closed:
+            self._link.send_text(message(type_, **fields))

@@ -1,65 +1,112 @@
-"""`WS /ws/streams/{id}` for plain clients: `wscat` is enough."""
+"""`WS /ws/streams/{id}` for plain clients: `wscat` is enough.
 
-import asyncio
+Records out from `?from=` (default latest); each message in is a record to publish. Whoever may
+publish but not read only publishes.
+"""
 
-from starlette.websockets import WebSocket
+from mentatlab.gateway.stream_access import Authority
+from mentatlab.gateway.stream_socket import SocketConversation, Surroundings
+from mentatlab.gateway.stream_wire import DONE, MAX_MESSAGE_BYTES, check_size, gap_message
+from mentatlab.protocol.errors import Forbidden, MentatError
+from mentatlab.protocol.records import MAX_RECORD_BYTES, Draft, parse_message
+from mentatlab.streams.buffer import Item
+from mentatlab.streams.publishing import Batch, Publication, publication_of
+from mentatlab.streams.pump import Pump
+from mentatlab.streams.subscription import Options, Subscription
 
-from mentatlab.gateway.stream_access import admit, first_of
-from mentatlab.gateway.stream_wire import DONE, Close, Timing, Wire, close_for, gap_message
-from mentatlab.protocol.errors import MentatError
-from mentatlab.streams import Appended, StreamingConnectionManager, Subscription
-from mentatlab.streams.publishing import Batch, Inbox, parse_publication
 
+class PlainConversation(SocketConversation):
+    __slots__ = ("_from", "_pump")
+    kind = "plain"
 
-class PlainSocket:
-    """Records out from `?from=` (default latest); each message in is a record to publish."""
+    def __init__(self, around: Surroundings, id_: str, authority: Authority, from_: str) -> None:
+        super().__init__(around, id_, authority)
+        self._from = from_
+        self._pump: Pump | None = None
 
-    def __init__(
-        self, hub: StreamingConnectionManager, websocket: WebSocket, id_: str, timing: Timing
-    ) -> None:
-        self.hub, self.websocket, self._id = hub, websocket, id_
-        self.wire = Wire(websocket, timing.stall_s)
-        self._failure: asyncio.Future[Close] = asyncio.get_running_loop().create_future()
-        self._inbox = Inbox(hub, published=_silent, failed=self._refused)
-
-    async def run(self) -> Close:
-        await admit(self.hub, self.websocket, self._id, "sub")
-        from_ = self.websocket.query_params.get("from") or "latest"
-        async with self.hub.subscribe(self._id, from_=from_) as subscription:
-            return await first_of(
-                self._receive(), self._send(subscription), self._inbox.run(), self._refusal()
-            )
-
-    async def _send(self, subscription: Subscription) -> Close:
-        if subscription.gap is not None:
-            await self.wire.deliver(gap_message(self._id, subscription))
-        if subscription.preface is not None:
-            await self.wire.deliver(subscription.preface.json)
-        while not subscription.over:
-            for item in await subscription.batch():
-                await self.wire.deliver(item.json)
-        return DONE
-
-    async def _receive(self) -> Close:
-        """What a client said before it left, or erred, is published; leaving cancels nothing."""
+    def text(self, data: bytes) -> None:
         try:
-            while (message := await self.wire.receive()) is not None:
-                publication = parse_publication(message[0], stream_id=self._id, size=message[1])
-                await admit(self.hub, self.websocket, self._id, "pub")
-                await self._inbox.put(publication)
-        except MentatError:
-            await self._inbox.flushed()
-            raise
-        await self._inbox.flushed()
-        return Close(1000)
+            check_size(len(data), MAX_MESSAGE_BYTES, "a message")
+            message = parse_message(data)
+            self._put(publication_of(message, stream_id=self._id, size=len(data)))
+        except MentatError as error:
+            self._fail(error)
 
-    async def _refused(self, _: Batch, error: MentatError) -> None:
-        if not self._failure.done():
-            self._failure.set_result(close_for(error))
+    def binary(self, data: bytes) -> None:
+        """One binary record."""
+        try:
+            check_size(len(data), MAX_RECORD_BYTES, "a binary record")
+            self._put(Publication(self._id, Draft(body=data), None, len(data)))
+        except MentatError as error:
+            self._fail(error)
 
-    async def _refusal(self) -> Close:
-        return await self._failure
+    def refused(self, batch: Batch, error: MentatError) -> None:
+        self._fail(error)
 
+    def _begin(self) -> None:
+        self._later(self._attach)
 
-async def _silent(_batch: Batch, _appended: Appended) -> None:
-    """A plain client sees its records come back."""
+    async def _attach(self) -> None:
+        try:
+            if await self._reads():
+                options = Options(guard=self._authority.guard)
+                hub = self._around.hub
+                self._follow(await hub.attach(self._id, from_=self._from, options=options))
+        except MentatError as error:
+            self._fail(error)
+
+    async def _reads(self) -> bool:
+        """False: it may only publish."""
+        try:
+            await self._authority.check("sub", self._id)
+        except Forbidden as error:
+            try:
+                await self._authority.check("pub", self._id)
+            except MentatError:
+                raise error from None
+            return False
+        return True
+
+    def _follow(self, subscription: Subscription) -> None:
+        if self._closed:
+            subscription.close()
+            return
+        self._pump = Pump(
+            subscription,
+            ready=self._ready,
+            deliver=self._deliver,
+            ended=self._ended,
+            failed=self._fail,
+            spawn=self._link.spawn,
+        )
+        self._tell_gap(subscription)
+        if subscription.preface is not None:
+            self._link.send_items([subscription.preface], joined=False)
+        self._pump.run()
+
+    def _ready(self) -> bool:
+        return self._link.writable
+
+    def _deliver(self, items: list[Item]) -> None:
+        assert self._pump is not None
+        self._tell_gap(self._pump.subscription)
+        self._link.send_items(items, joined=False)
+
+    def _tell_gap(self, subscription: Subscription) -> None:
+        if subscription.gap is not None:
+            self._link.send_text(gap_message(self._id, subscription.gap))
+            subscription.gap = None
+
+    def _ended(self) -> None:
+        self._close(DONE)
+
+    def _go_on(self) -> None:
+        if self._pump is not None:
+            self._pump.run()
+
+    def _throttled(self, wait_s: float) -> None:
+        """A plain client only notices that it is slow."""
+
+    def _release(self) -> None:
+        if self._pump is not None:
+            self._pump.close()

@@ -1,21 +1,236 @@
-"""Following streams by ASGI: SSE and WebSocket on any server."""
+"""The portable transport: SSE and WebSocket by ASGI, on any server.
 
-from typing import Annotated
+What waits for a slow client is bounded by the 64 KiB at which a link is full, and one batch. Pings
+are the ASGI server's own.
+"""
 
-from fastapi import APIRouter, Header, Request, Response, WebSocket
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, Generic, TypeVar
 
+from fastapi import APIRouter, Header, Query, Request, Response, WebSocket
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from mentatlab.gateway.compress import compressing
 from mentatlab.gateway.stream_access import authority
+from mentatlab.gateway.stream_connections import Connections
+from mentatlab.gateway.stream_conversation import Conversation
 from mentatlab.gateway.stream_log import From, Ticket
-from mentatlab.gateway.stream_msp import PROTOCOL, MspSocket
-from mentatlab.gateway.stream_plain import PlainSocket
-from mentatlab.gateway.stream_sse import EventStream
-from mentatlab.gateway.stream_wire import Timing, serve
-from mentatlab.streams import StreamingConnectionManager
+from mentatlab.gateway.stream_sse import HEADERS, EventFeed, event_of, follow
+from mentatlab.gateway.stream_wire import Close
+from mentatlab.streams.buffer import Item
+
+HIGH_WATER = 64 * 1024
+_FRAME_BYTES = 64 * 1024
+_CLOSE_S = 1.0
+"""How long a client that takes nothing may take to take the CLOSE."""
+
+T = TypeVar("T")
+Rate = Annotated[str | None, Query(description="max, or a factor of recorded time")]
 
 
-def portable_router(hub: StreamingConnectionManager, *, timing: Timing | None = None) -> APIRouter:
+class Outbox(Generic[T]):
+    """What is on its way to a client. Who puts looks at `writable` first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[T, int]] = []
+        self._bytes = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def writable(self) -> bool:
+        return self._bytes < HIGH_WATER
+
+    def put(self, piece: T, size: int) -> None:
+        if not self._closed:
+            self._waiting.append((piece, size))
+            self._bytes += size
+            self._changed.set()
+
+    def close(self) -> None:
+        """Nothing comes behind what is in it."""
+        self._closed = True
+        self._changed.set()
+
+    async def take(self) -> list[tuple[T, int]]:
+        """Everything, in order; [] at the end. `sent` tells when it has gone."""
+        while not self._waiting and not self._closed:
+            self._changed.clear()
+            await self._changed.wait()
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def sent(self, size: int) -> bool:
+        """Whether it was full until now."""
+        full = not self.writable
+        self._bytes -= size
+        return full and self.writable
+
+
+class _Link(Generic[T]):
+    """What both links are: an outbox, and tasks that end with the connection."""
+
+    def __init__(self, on_writable: Callable[[], None]) -> None:
+        self._outbox = Outbox[T]()
+        self._on_writable = on_writable
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def writable(self) -> bool:
+        return self._outbox.writable
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task(work)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _empty(self, send: Callable[[T], Awaitable[None]]) -> None:
+        """The writer: one piece after the other, until the outbox is closed."""
+        while pieces := await self._outbox.take():
+            for piece, size in pieces:
+                await send(piece)
+                if self._outbox.sent(size):
+                    self._on_writable()
+
+    async def _until_one_is_over(self, *main: asyncio.Task[None]) -> None:
+        try:
+            await asyncio.wait(main, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            everyone = {*main, *self._tasks}
+            for task in everyone:
+                task.cancel()
+            await asyncio.gather(*everyone, return_exceptions=True)
+        for task in main:
+            if not task.cancelled():
+                task.result()
+
+
+class SocketLink(_Link[str | bytes]):
+    """A `stream_conversation.Link` over ASGI."""
+
+    def __init__(self, websocket: WebSocket, conversation: Conversation) -> None:
+        super().__init__(conversation.writable)
+        self._websocket, self._conversation = websocket, conversation
+        self._read = asyncio.Event()
+        self._read.set()
+        self._close = Close(1000)
+        self._sending: asyncio.Task[None]
+
+    def send_text(self, text: bytes) -> None:
+        self._outbox.put(text.decode(), len(text))
+
+    def send_items(self, items: Sequence[Item], *, joined: bool) -> None:
+        for text in texts_of(items) if joined else [item.json for item in items]:
+            self.send_text(text)
+
+    def send_binary(self, parts: Sequence[bytes | memoryview]) -> None:
+        data = b"".join(parts)
+        self._outbox.put(data, len(data))
+
+    def pause_reading(self) -> None:
+        self._read.clear()
+
+    def resume_reading(self) -> None:
+        self._read.set()
+
+    def ping(self) -> None:
+        """The ASGI server pings, and ends connections that do not answer."""
+        self._conversation.heard()
+
+    def close(self, code: int, reason: str = "") -> None:
+        self._close = Close(code, reason)
+        self._outbox.close()
+        asyncio.get_running_loop().call_later(_CLOSE_S, self._sending.cancel)
+
+    async def run(self) -> None:
+        """Until the connection is over."""
+        self._sending = self._task(self._send())
+        self._conversation.opened(self)
+        try:
+            await self._until_one_is_over(self._sending, self._task(self._receive()))
+        finally:
+            self._conversation.lost()
+
+    async def _receive(self) -> None:
+        while (message := await self._websocket.receive())["type"] == "websocket.receive":
+            self._conversation.heard()
+            if (text := message.get("text")) is not None:
+                self._conversation.text(text.encode())
+            else:
+                self._conversation.binary(message["bytes"])
+            self._conversation.read_done()
+            await self._read.wait()
+
+    async def _send(self) -> None:
+        with suppress(WebSocketDisconnect):
+            await self._empty(self._send_one)
+            await self._websocket.close(*self._close)
+
+    async def _send_one(self, piece: str | bytes) -> None:
+        if isinstance(piece, str):
+            await self._websocket.send_text(piece)
+        else:
+            await self._websocket.send_bytes(piece)
+
+
+class AsgiEvents(_Link[bytes]):
+    """A `stream_sse.EventLink` over ASGI."""
+
+    def __init__(self, feed: EventFeed, receive: Receive, send: Send) -> None:
+        super().__init__(feed.writable)
+        self._feed, self._receive, self._send = feed, receive, send
+
+    def send(self, events: bytes) -> None:
+        self._outbox.put(events, len(events))
+
+    def send_items(self, items: Sequence[Item], epoch: int) -> None:
+        self.send(b"".join(event_of(item, epoch) for item in items))
+
+    def finish(self) -> None:
+        self._outbox.close()
+
+    async def run(self) -> None:
+        self._feed.opened(self)
+        await self._until_one_is_over(
+            self._task(self._empty(self._send_one)), self._task(self._disconnected())
+        )
+
+    async def _send_one(self, events: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class EventStream(Response):
+    """The feed's answer."""
+
+    def __init__(self, feed: EventFeed) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = compressing(scope, send)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await AsgiEvents(self._feed, receive, send).run()
+        finally:
+            self._feed.lost()
+        with suppress(OSError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def portable_router(connections: Connections) -> APIRouter:
     router = APIRouter(tags=["streams"])
-    timing = timing or Timing()
 
     @router.get(
         "/api/v1/streams/{stream_id}/sse",
@@ -30,21 +245,43 @@ def portable_router(hub: StreamingConnectionManager, *, timing: Timing | None = 
         request: Request,
         stream_id: str,
         from_: From = None,
+        rate: Rate = None,
         last_event_id: Annotated[str | None, Header()] = None,
         _: Ticket = None,
     ) -> Response:
         """Follow a stream or a run with EventSource. `Last-Event-ID` beats `from`."""
-        await authority(request).check("sub", stream_id)
-        start = last_event_id or from_ or "start"
-        if await hub.finished(stream_id, start):
-            return Response(status_code=204)
-        return EventStream(hub, stream_id, start, mark_s=timing.mark_s)
+        feed = await follow(
+            connections,
+            stream_id,
+            authority(request),
+            from_=from_,
+            rate=rate,
+            last_event_id=last_event_id,
+        )
+        return Response(status_code=204) if feed is None else EventStream(feed)
 
     @router.websocket("/ws/streams/{stream_id}")
     async def socket(websocket: WebSocket, stream_id: str) -> None:
-        if PROTOCOL in websocket.scope["subprotocols"]:
-            await serve(MspSocket(hub, websocket, stream_id, timing), subprotocol=PROTOCOL)
-        else:
-            await serve(PlainSocket(hub, websocket, stream_id, timing))
+        conversation, subprotocol = connections.converse(
+            stream_id,
+            websocket.query_params,
+            websocket.scope["subprotocols"],
+            authority(websocket),
+        )
+        await websocket.accept(subprotocol)
+        await SocketLink(websocket, conversation).run()
 
     return router
+
+
+def texts_of(items: Sequence[Item]) -> list[bytes]:
+    """Records joined by newlines into texts of at most 64 KiB, or one record."""
+    texts: list[list[bytes]] = []
+    room = 0
+    for item in items:
+        room -= len(item.json) + 1
+        if room < 0:
+            texts.append([])
+            room = _FRAME_BYTES - len(item.json)
+        texts[-1].append(item.json)
+    return [b"\n".join(text) for text in texts]

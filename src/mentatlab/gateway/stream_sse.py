@@ -1,22 +1,26 @@
-"""Server-Sent Events: one stream or run, as any EventSource follows it.
+"""Server-Sent Events: one stream or run, as any EventSource follows it. Nothing here waits.
 
 `hello` (with an id, so that a cut before the first record resumes), the `stream_start`, then the
 records with `id:` = cursor; `mark` when idle, `gap` for what cannot be had. Ends after the terminal
-record. Writing waits for the client (the server's flow control), so a slow reader holds one batch.
+record. As in `stream_conversation`, a transport has an `EventLink` and calls the `EventFeed`:
+
+    feed = await follow(…)    before the first byte: None → 204, an error → its answer
+    feed.opened(link); writable() each time that a full link has drained; lost(), once, last
 """
 
-import asyncio
-import contextlib
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 import msgspec
-from starlette.requests import HTTPConnection
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from mentatlab.gateway.stream_access import expiry, first_of
+from mentatlab.gateway.stream_access import Authority
+from mentatlab.gateway.stream_socket import Surroundings
+from mentatlab.gateway.stream_wire import Marks
 from mentatlab.protocol.errors import MentatError
-from mentatlab.streams import StreamingConnectionManager, Subscription
 from mentatlab.streams.buffer import Item
+from mentatlab.streams.positions import parse_rate
+from mentatlab.streams.pump import Pump
+from mentatlab.streams.subscription import Options, Subscription
 
 RETRY_MS = 1500
 HEADERS = {
@@ -25,6 +29,8 @@ HEADERS = {
     "X-Accel-Buffering": "no",
 }
 
+_encode = msgspec.json.Encoder().encode
+
 
 def event(name: str, data: bytes, *, id_: object = None) -> bytes:
     """One event; JSON has no raw line breaks, so `data` is one line."""
@@ -32,73 +38,174 @@ def event(name: str, data: bytes, *, id_: object = None) -> bytes:
     return head.encode() + b"data: " + data + b"\n\n"
 
 
-class EventStream(Response):
-    """An ASGI answer; the subscription lives exactly as long as the connection."""
+def event_of(item: Item, epoch: int) -> bytes:
+    """A record as an event; its id is the cursor after it."""
+    entry = item.entry
+    return b"id: %d:%d\nevent: %b\ndata: %b\n\n" % (
+        epoch,
+        item.position,
+        entry.type.encode(),
+        entry.json,
+    )
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of an HTTP/1.1 answer whose length is not known."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def chunk_of(item: Item, epoch: int) -> bytes:
+    """`event_of` as one chunk, made once for all readers."""
+    if item.event is None:
+        item.event = chunk(event_of(item, epoch))
+    return item.event
+
+
+class EventLink(Protocol):
+    """An answer as a feed sees it. After `finish` or `lost` its methods do nothing."""
+
+    @property
+    def writable(self) -> bool:
+        """False above the high-water mark (64 KiB); then `EventFeed.writable` is called."""
+        ...
+
+    def send(self, events: bytes) -> None:
+        """Whole events."""
+        ...
+
+    def send_items(self, items: Sequence[Item], epoch: int) -> None:
+        """Records: `event_of` or `chunk_of` each."""
+        ...
+
+    def finish(self) -> None:
+        """The answer ends behind what was sent."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task that is cancelled when the link is lost."""
+        ...
+
+
+class EventFeed:
+    """What one reader is told, and a member of the connections."""
+
+    __slots__ = (
+        "_around",
+        "_authority",
+        "_closed",
+        "_id",
+        "_link",
+        "_marks",
+        "_pump",
+        "_subscription",
+    )
+    kind = "sse"
+    reading = True
 
     def __init__(
-        self, hub: StreamingConnectionManager, id_: str, from_: str | int, *, mark_s: float
+        self, around: Surroundings, id_: str, authority: Authority, subscription: Subscription
     ) -> None:
-        super().__init__(headers=HEADERS)
-        del self.headers["content-length"]
-        self._hub, self._id, self._from, self._mark_s = hub, id_, from_, mark_s
+        self._around, self._id, self._authority = around, id_, authority
+        self._subscription = subscription
+        self._link: EventLink
+        self._pump: Pump | None = None
+        self._marks = Marks(stalled=False)
+        self._closed = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._hub.subscribe(self._id, from_=self._from) as subscription:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await first_of(
-                self._follow(subscription, send),
-                _disconnected(receive),
-                _drained(self._hub),
-                expiry(HTTPConnection(scope)),
-            )
-        with contextlib.suppress(OSError):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def opened(self, link: EventLink) -> None:
+        self._link = link
+        self._around.add(self)
+        link.send(self._greeting())
+        self._pump = Pump(
+            self._subscription,
+            ready=self._ready,
+            deliver=self._deliver,
+            ended=self._finish,
+            failed=self._failed,
+            spawn=link.spawn,
+        )
+        self._pump.run()
 
-    async def _follow(self, subscription: Subscription, send: Send) -> None:
-        await _write(send, self._greeting(subscription))
-        with contextlib.suppress(MentatError):  # the run was deleted: the stream just ends
-            while not subscription.over:
-                items = await subscription.batch(self._mark_s)
-                if items:
-                    await _write(send, b"".join(_record(subscription, item) for item in items))
-                else:
-                    await _write(send, self._mark(subscription))
+    def writable(self) -> None:
+        if self._pump is not None:
+            self._pump.run()
 
-    def _greeting(self, subscription: Subscription) -> bytes:
-        cursor = subscription.cursor
+    def lost(self) -> None:
+        """Idempotent; also instead of `opened`."""
+        self._closed = True
+        if self._pump is not None:
+            self._pump.close()
+        self._subscription.close()
+        self._around.discard(self)
+
+    def tick(self, now: float, wall: float) -> None:
+        expires = self._authority.expires
+        if expires is not None and expires <= wall:
+            self._finish()
+        if self._closed or not self._link.writable:
+            return
+        stalled = self._around.publishers.stalled(self._id)
+        state = self._marks.due(now, self._around.timing.mark_s, stalled=stalled)
+        if state is not None:
+            mark = {"id": self._id, "cursor": str(self._subscription.cursor), "state": state}
+            self._link.send(event("mark", _encode(mark)))
+
+    def drain(self) -> None:
+        self._finish()
+
+    def _greeting(self) -> bytes:
+        cursor = self._subscription.cursor
         hello = {"stream_id": self._id, "cursor": str(cursor), "protocol": 1}
-        parts = [
-            f"retry: {RETRY_MS}\n".encode(),
-            event("hello", msgspec.json.encode(hello), id_=cursor),
-        ]
-        if subscription.gap is not None:
-            gap = {"id": self._id, **msgspec.to_builtins(subscription.gap)}
-            parts.append(event("gap", msgspec.json.encode(gap), id_=cursor))
-        if (preface := subscription.preface) is not None:
-            parts.append(event(preface.entry.type, preface.json, id_=cursor))
-        return b"".join(parts)
+        told = b"retry: %d\n" % RETRY_MS + event("hello", _encode(hello), id_=cursor)
+        told += self._gap()
+        if (preface := self._subscription.preface) is not None:
+            told += event(preface.entry.type, preface.json, id_=cursor)
+        return told
 
-    def _mark(self, subscription: Subscription) -> bytes:
-        state = "ended" if subscription.over else "open"
-        mark = {"id": self._id, "cursor": str(subscription.cursor), "state": state}
-        return event("mark", msgspec.json.encode(mark))
+    def _gap(self) -> bytes:
+        """What must be told before the next record, if anything; its id is where it goes on."""
+        gap, self._subscription.gap = self._subscription.gap, None
+        if gap is None:
+            return b""
+        return event("gap", _encode({"id": self._id, **msgspec.to_builtins(gap)}), id_=gap.next)
+
+    def _ready(self) -> bool:
+        return self._link.writable
+
+    def _deliver(self, items: list[Item]) -> None:
+        self._marks.fresh = True
+        if self._subscription.gap is not None:
+            self._link.send(self._gap())
+        self._link.send_items(items, self._subscription.epoch)
+
+    def _failed(self, _: MentatError) -> None:
+        """Deleted, expired, or not his any more: it just ends, and coming back tells why."""
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._link.finish()
+            self._subscription.close()
 
 
-def _record(subscription: Subscription, item: Item) -> bytes:
-    return event(item.entry.type, item.json, id_=subscription.cursor_at(item))
+async def follow(
+    around: Surroundings,
+    id_: str,
+    authority: Authority,
+    *,
+    from_: str | None,
+    rate: str | None,
+    last_event_id: str | None,
+) -> EventFeed | None:
+    """None: he has all of it, and nothing will come. `Last-Event-ID` beats `from`.
 
-
-async def _write(send: Send, body: bytes) -> None:
-    try:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-    except OSError:  # gone: `_disconnected` ends this
-        await asyncio.Event().wait()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _drained(hub: StreamingConnectionManager) -> None:
-    await hub.draining.wait()
+    What `Authority.check` and `attach` raise.
+    """
+    await authority.check("sub", id_)
+    start = last_event_id or from_ or "start"
+    options = Options(rate=parse_rate(rate), guard=authority.guard)
+    if await around.hub.finished(id_, start):
+        return None
+    subscription = await around.hub.attach(id_, from_=start, options=options)
+    return EventFeed(around, id_, authority, subscription)

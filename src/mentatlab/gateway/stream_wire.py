@@ -1,34 +1,44 @@
-"""What every conversation on a WebSocket shares: JSON text frames, patience, and how it ends.
+"""What all conversations on a WebSocket share: their limits, their patience, and how they end."""
 
-Writing waits for the client: a slow one costs one batch, and is cut after `stall_s` without
-progress.
-"""
-
-import asyncio
-import contextlib
-from collections.abc import Awaitable, Coroutine
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mentatlab.gateway.problems import status_of
-from mentatlab.gateway.stream_access import expiry, first_of
 from mentatlab.protocol import errors
-from mentatlab.protocol.errors import Code, Invalid, MentatError
+from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
+from mentatlab.protocol.frames import HEADER_BYTES, MAX_EXTENSION_BYTES
 from mentatlab.protocol.records import MAX_RECORD_BYTES
-from mentatlab.protocol.values import is_object
-from mentatlab.streams import StreamingConnectionManager, Subscription
+from mentatlab.streams.positions import Gap
 
 MAX_MESSAGE_BYTES = MAX_RECORD_BYTES + 64 * 1024
+MAX_BINARY_BYTES = MAX_RECORD_BYTES + HEADER_BYTES + MAX_EXTENSION_BYTES
+MAX_CONTROL_BYTES = 64 * 1024
+MAX_STREAMS = 128
 _CLOSE_REASON_BYTES = 120
 
 
 class Timing(NamedTuple):
-    """Seconds: idle until a `mark`; taking nothing until a client is cut."""
+    """Seconds.
+
+    `mark_s`: idle until a `mark`. `stall_s`: a full link until it is cut. `ping_s`: nothing heard
+    until a ping, and `pong_s` more until the connection counts as dead. `hello_s`: for strangers to
+    name themselves. `silent_s`, `lost_s`: nothing heard of a publisher until its streams are
+    stalled, and until they end.
+    """
 
     mark_s: float = 15.0
     stall_s: float = 10.0
+    ping_s: float = 15.0
+    pong_s: float = 15.0
+    hello_s: float = 5.0
+    silent_s: float = 10.0
+    lost_s: float = 60.0
+
+    @property
+    def sweep_s(self) -> float:
+        """How often all connections are looked at."""
+        return min(1.0, *(limit / 4 for limit in self))
 
 
 class Close(NamedTuple):
@@ -41,7 +51,10 @@ class Close(NamedTuple):
 DONE = Close(1000, "the stream has ended")
 DRAINING = Close(1012, "the server is restarting; resume from your last record")
 STALLED = Close(4000, "too slow; resume from your last record")
+SILENT = Close(4001, "no pong; resume from your last record")
 EXPIRED = Close(4003, "the token has expired; reconnect with a new one")
+THROTTLED = Close(4005, "too many control messages; come back later")
+STRANGER = Close(4101, f"{Code.UNAUTHENTICATED}: say hello with a token first")
 
 
 def close_for(error: MentatError) -> Close:
@@ -58,102 +71,61 @@ def close_for(error: MentatError) -> Close:
     return Close(code, reason)
 
 
-class StalledError(Exception):
-    pass
-
-
-class Wire:
-    """Text frames out, one at a time; JSON messages in."""
-
-    def __init__(self, websocket: WebSocket, stall_s: float) -> None:
-        self._websocket, self._stall_s, self._gone = websocket, stall_s, False
-        self._writing = asyncio.Lock()
-
-    async def send(self, text: bytes) -> None:
-        """`StalledError` when the client takes nothing; to one that is gone nothing is said."""
-        try:
-            async with self._writing, asyncio.timeout(self._stall_s):
-                if not self._gone:
-                    await self._websocket.send_text(text.decode())
-        except TimeoutError as error:
-            raise StalledError from error
-        except WebSocketDisconnect:
-            self._gone = True
-
-    async def deliver(self, text: bytes) -> None:
-        """As `send`; when the client is gone, waits to be cancelled by whoever reads."""
-        await self.send(text)
-        if self._gone:
-            await asyncio.Event().wait()
-
-    async def receive(self) -> tuple[dict[str, Any], int] | None:
-        """A JSON object and its size in bytes; None when the client has gone."""
-        message = await self._websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return None
-        if (text := message.get("text")) is None:
-            raise bad_frame("send JSON in text frames; binary frames are not spoken here")
-        size = len(text.encode())
-        if size > MAX_MESSAGE_BYTES:
-            raise errors.TooLarge(
-                Code.STREAM_RECORD_TOO_LARGE, f"a message has at most {MAX_MESSAGE_BYTES} bytes"
-            )
-        return _object(text), size
-
-    async def close(self, close: Close) -> None:
-        with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
-            async with asyncio.timeout(1):  # a stalled client may never take it
-                await self._websocket.close(close.code, close.reason)
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise bad_frame(f"not JSON: {error}") from error
-    if not is_object(value):
-        raise bad_frame("a message is a JSON object")
-    return value
-
-
 def bad_frame(message: str) -> Invalid:
-    return Invalid(Code.STREAM_RECORD_INVALID, message)
-
-
-class Conversation(Protocol):
-    """What is said on one accepted WebSocket, until somebody ends it."""
-
-    hub: StreamingConnectionManager
-    websocket: WebSocket
-    wire: Wire
-
-    async def run(self) -> Close: ...
-
-
-async def serve(conversation: Conversation, *, subprotocol: str | None = None) -> None:
-    await conversation.websocket.accept(subprotocol)
-    close = await first_of(
-        _closing(conversation.run()),
-        _after(conversation.hub.draining.wait(), DRAINING),
-        _after(expiry(conversation.websocket), EXPIRED),
+    return Invalid(
+        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
     )
-    await conversation.wire.close(close)
 
 
-async def _closing(run: Coroutine[Any, Any, Close]) -> Close:
-    try:
-        return await run
-    except MentatError as error:
-        return close_for(error)
-    except StalledError:
-        return STALLED
+def check_size(size: int, limit: int, what: str) -> None:
+    """`TooLarge(STREAM_RECORD_TOO_LARGE)`"""
+    if size > limit:
+        raise TooLarge(
+            Code.STREAM_RECORD_TOO_LARGE,
+            f"{what} has at most {limit} bytes, this one {size}",
+            hint="send smaller chunks, or store it and publish the reference",
+        )
 
 
-async def _after(event: Awaitable[object], close: Close) -> Close:
-    await event
-    return close
+_encode = msgspec.json.Encoder().encode
 
 
-def gap_message(id_: str, subscription: Subscription) -> bytes:
-    gap = msgspec.to_builtins(subscription.gap)
-    return msgspec.json.encode({"type": "gap", "id": id_, **gap})
+def message(type_: str, **fields: Any) -> bytes:
+    return _encode({"type": type_, **fields})
+
+
+def gap_message(id_: str, gap: Gap) -> bytes:
+    return message("gap", id=id_, **msgspec.to_builtins(gap))
+
+
+def error_message(id_: str, error: MentatError) -> bytes:
+    """One stream's trouble."""
+    return message(
+        "error",
+        id=id_,
+        code=error.code,
+        close=close_for(error).code,
+        message=error.message,
+        hint=error.hint,
+        details=error.details,
+    )
+
+
+class Marks:
+    """When a reader who gets no records is told where it is."""
+
+    __slots__ = ("_idle_at", "_stalled", "fresh")
+
+    def __init__(self, *, stalled: bool) -> None:
+        self._stalled = stalled  # as it was told
+        self.fresh = True  # it got something since the last look
+        self._idle_at = 0.0
+
+    def due(self, now: float, mark_s: float, *, stalled: bool) -> str | None:
+        """The state to be told, after `mark_s` or when the publisher's has changed."""
+        if self.fresh:
+            self.fresh, self._idle_at = False, now
+        if stalled == self._stalled and now - self._idle_at < mark_s:
+            return None
+        self._stalled, self._idle_at = stalled, now
+        return "stalled" if stalled else "open"

@@ -1,20 +1,26 @@
-"""What clients publish: their messages, and the batches in which these are appended.
+"""What clients publish: their messages, and the order in which these are appended.
 
-While one batch is being committed the next gathers, within bounds: a fast publisher on a slow disk
+While records are being committed the next gather, within bounds: a fast publisher on a slow disk
 gets group commits, and no more than `BATCH_RECORDS` and `INBOX_BYTES` ever wait.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
-from mentatlab.protocol.records import TERMINAL, Draft, Producer, parse_draft
-from mentatlab.protocol.values import is_object
+from mentatlab.protocol.errors import Code, Invalid, MentatError
+from mentatlab.protocol.frames import Frame
+from mentatlab.protocol.records import (
+    TERMINAL,
+    Draft,
+    Message,
+    Producer,
+    draft_of,
+)
 from mentatlab.streams.hub import StreamingConnectionManager
-from mentatlab.streams.port import Appended
+from mentatlab.streams.port import Appended, Lane
 
 BATCH_RECORDS = 256
 """In one POST, or waiting on one connection: who publishes more at once holds up all streams."""
@@ -32,32 +38,36 @@ class Publication(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Records of one stream that are appended together; `producer` is the first one's."""
+    """Records of one stream that are appended together; `producer` is the first one's, `size` the
+    bytes as they came.
+    """
 
     stream_id: str
     drafts: tuple[Draft, ...]
     producer: Producer | None
+    size: int = 0
 
     @property
     def producer_seq(self) -> int | None:
         """Of the last record."""
         return None if self.producer is None else self.producer.seq + len(self.drafts) - 1
 
-
-def parse_publication(message: object, *, stream_id: str, size: int) -> Publication:
-    """A record with an optional `producer{id, epoch, seq}`; `Invalid(STREAM_RECORD_INVALID)`."""
-    draft = parse_draft(msgspec.json.encode(message))
-    producer = message.get("producer") if is_object(message) else None
-    return Publication(stream_id, draft, parse_producer(producer), size)
+    @property
+    def terminal(self) -> bool:
+        """Whether it ends the stream."""
+        return self.drafts[-1].type in TERMINAL
 
 
 def parse_producer(value: object) -> Producer | None:
-    if value is None:
-        return None
+    """`Invalid(STREAM_RECORD_INVALID)`"""
     try:
-        producer = msgspec.convert(value, Producer)
+        return None if value is None else checked_producer(msgspec.convert(value, Producer))
     except msgspec.ValidationError as error:
         raise _invalid(f"`producer`: {error}") from error
+
+
+def checked_producer(producer: Producer) -> Producer:
+    """`Invalid(STREAM_RECORD_INVALID)`"""
     if not (0 < len(producer.id) <= 200 and 0 <= producer.epoch < _LARGEST):
         raise _invalid("`producer` has an id of 1 to 200 characters and an epoch from 0")
     if not 1 <= producer.seq < _LARGEST:
@@ -65,99 +75,223 @@ def parse_producer(value: object) -> Producer | None:
     return producer
 
 
-def parse_records(body: Any, *, stream_id: str) -> Batch:
-    """The body of a POST: `{"records": […], "producer": {…}}`, a list of records, or one record.
+def publication_of(message: Message, *, stream_id: str, size: int) -> Publication:
+    """A record with its optional `producer{id, epoch, seq}`; `Invalid(STREAM_RECORD_INVALID)`."""
+    producer = None if message.producer is None else checked_producer(message.producer)
+    return Publication(stream_id, draft_of(message), producer, size)
 
-    `Invalid(STREAM_RECORD_INVALID)`, or `TooLarge` for more than 256 records.
+
+def frame_draft(frame: Frame) -> Draft:
+    """The record of a binary frame."""
+    extension = frame.extension
+    return Draft(
+        payload={"metadata": extension.metadata},
+        body=frame.body,
+        pts_us=frame.pts_us,
+        dur_us=frame.dur_us or None,
+        attempt=extension.attempt,
+        item=extension.item,
+        flags=frame.flags,
+        index=frame.index,
+    )
+
+
+def joined(publications: Sequence[Publication], at: int = 0) -> tuple[Batch, int]:
+    """The batch that begins there, and where the next one does.
+
+    Neighbours of one stream join, as long as one producer's sequence goes on.
     """
-    producer = parse_producer(body.get("producer")) if is_object(body) else None
-    records: object = body.get("records", [body]) if is_object(body) else body
-    if not isinstance(records, list):
-        raise _invalid("send a record, a list of records, or an object with `records`")
-    found = cast("list[object]", records)
-    if len(found) > BATCH_RECORDS:
-        raise TooLarge(
-            Code.STREAM_RECORD_TOO_LARGE,
-            f"a batch has at most {BATCH_RECORDS} records, this one has {len(found)}",
-            hint="send several batches; a producer's `seq` goes on over all of them",
-        )
-    drafts = tuple(parse_draft(msgspec.json.encode(one)) for one in found)
-    return Batch(stream_id, drafts, producer)
+    first = publications[at]
+    end = at + 1
+    while end < len(publications) and _continues(first, publications, end, end - at):
+        end += 1
+    taken = publications[at:end]
+    drafts = tuple(item.draft for item in taken)
+    return Batch(first.stream_id, drafts, first.producer, sum(item.size for item in taken)), end
 
 
-def batches(publications: Sequence[Publication]) -> list[Batch]:
-    """Neighbours of one stream join, as long as one producer's sequence goes on. Order is kept."""
-    found: list[Batch] = []
-    for item in publications:
-        if found and _continues(found[-1], item):
-            found[-1] = found[-1]._replace(drafts=(*found[-1].drafts, item.draft))
-        else:
-            found.append(Batch(item.stream_id, (item.draft,), item.producer))
-    return found
-
-
-def _continues(batch: Batch, item: Publication) -> bool:
-    if batch.stream_id != item.stream_id or batch.drafts[-1].type in TERMINAL:
+def _continues(first: Publication, publications: Sequence[Publication], at: int, nth: int) -> bool:
+    item = publications[at]
+    if item.stream_id != first.stream_id or publications[at - 1].draft.type in TERMINAL:
         return False
-    if batch.producer is None or item.producer is None:
-        return batch.producer is item.producer
-    expected = batch.producer.seq + len(batch.drafts)
-    return item.producer == msgspec.structs.replace(batch.producer, seq=expected)
+    if first.producer is None or item.producer is None:
+        return first.producer is item.producer
+    id_, epoch, seq = first.producer.id, first.producer.epoch, first.producer.seq
+    return (item.producer.id, item.producer.epoch, item.producer.seq) == (id_, epoch, seq + nth)
 
 
-Published = Callable[[Batch, Appended], Awaitable[None]]
-Failed = Callable[[Batch, MentatError], Awaitable[None]]
+Step = Callable[[], Awaitable[None]]
+
+
+class _Group(list[Publication]):
+    """Records without a step between them."""
+
+
+class Publisher(Protocol):
+    """Whose inbox it is. Only `admitted` may raise."""
+
+    async def admitted(self, stream_id: str) -> Lane:
+        """The lane, when it may publish there; else a `MentatError`."""
+        ...
+
+    def published(self, batch: Batch, lane: Lane, appended: Appended) -> None: ...
+
+    def refused(self, batch: Batch, error: MentatError) -> None: ...
+
+    def settled(self) -> None:
+        """Some of it is done, or `full` has changed."""
+        ...
+
+    def broken(self, error: Exception) -> None:
+        """Something failed that was not foreseen; what waited is gone."""
+        ...
 
 
 class Inbox:
-    """One connection's records on their way into the log. `run` it beside those who `put`."""
+    """What one connection asks for, in its order: records to append, and steps that must wait.
 
-    def __init__(
-        self, hub: StreamingConnectionManager, *, published: Published, failed: Failed
-    ) -> None:
-        self._hub, self._published, self._failed = hub, published, failed
-        self._waiting: list[Publication] = []
-        self._bytes = 0
-        self._busy = False
-        self._changed = asyncio.Condition()
+    Memory lanes are appended to at once; for everything else there is a task while there is
+    something to do, which ends by itself, also when the connection is lost.
+    """
 
-    async def put(self, publication: Publication) -> None:
-        """Waits while the inbox is full: the connection is then not read."""
-        async with self._changed:
-            await self._changed.wait_for(self._has_room)
-            self._waiting.append(publication)
-            self._bytes += publication.size
-            self._changed.notify_all()
+    __slots__ = ("_bytes", "_hub", "_lanes", "_owner", "_queue", "_records", "_running")
 
-    async def flushed(self) -> None:
-        """Waits until everything that was put is appended or refused."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._waiting and not self._busy)
+    def __init__(self, hub: StreamingConnectionManager, owner: Publisher) -> None:
+        self._hub, self._owner = hub, owner
+        self._queue: list[_Group | Step] = []
+        self._records = self._bytes = 0
+        self._running = False
+        self._lanes: dict[str, Lane] = {}
 
-    async def run(self) -> NoReturn:
-        while True:
-            async with self._changed:
-                await self._changed.wait_for(lambda: bool(self._waiting))
-                taken, self._waiting, self._bytes, self._busy = self._waiting, [], 0, True
-                self._changed.notify_all()
-            for batch in batches(taken):
-                await self._publish(batch)
-            async with self._changed:
-                self._busy = False
-                self._changed.notify_all()
+    @property
+    def full(self) -> bool:
+        """Then no more may be read from the connection."""
+        return self._records >= BATCH_RECORDS or self._bytes >= INBOX_BYTES
 
-    def _has_room(self) -> bool:
-        return len(self._waiting) < BATCH_RECORDS and self._bytes < INBOX_BYTES
+    def put(self, publication: Publication) -> None:
+        if self._queue and isinstance(last := self._queue[-1], _Group):
+            last.append(publication)
+        else:
+            self._queue.append(_Group([publication]))
+        self._records += 1
+        self._bytes += publication.size
+
+    def then(self, step: Step) -> None:
+        """Done after what came before it, and before what comes later."""
+        self._queue.append(step)
+        self._records += 1
+
+    def forget(self) -> None:
+        """Where it may publish is asked anew."""
+        self._lanes.clear()
+
+    def flush(self) -> None:
+        """Carry out what there is: now, as far as that goes."""
+        if self._running:
+            self._owner.settled()  # it may be full now
+            return
+        self._running = True  # what is appended may end the connection, which flushes
+        self._at_once()
+        self._running = bool(self._queue)
+        if self._running:
+            self._hub.start(self._run())
+        self._owner.settled()
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                await self._next(self._queue[0])
+                self._at_once()
+                self._owner.settled()
+        except Exception as error:  # noqa: BLE001  told to the client, and logged there
+            self._queue.clear()
+            self._owner.broken(error)
+        finally:
+            self._running = False
+
+    def _at_once(self) -> None:
+        while self._queue and isinstance(group := self._queue[0], _Group):
+            while group and self._appended_now(group):
+                pass
+            if group:
+                return
+            del self._queue[0]
+
+    def _appended_now(self, group: _Group) -> bool:
+        lane = self._lanes.get(group[0].stream_id)
+        if lane is None or lane.durability == "commit":
+            return False
+        batch, end = joined(group)
+        try:
+            appended = self._hub.publish_now(batch.stream_id, batch.drafts, producer=batch.producer)
+        except MentatError as error:
+            self._refused(batch, error)
+        else:
+            if appended is None:
+                return False
+            self._published(batch, lane, appended)
+        self._take(group, end, batch.size)
+        return True
+
+    async def _next(self, first: _Group | Step) -> None:
+        if isinstance(first, _Group):
+            await self._append(self._together(first))
+        else:
+            del self._queue[0]
+            self._records -= 1
+            await first()
+
+    def _together(self, group: _Group) -> list[Batch]:
+        """The first batch, and those of other commit lanes behind it: they share a commit."""
+        batch, end = joined(group)
+        found = {batch.stream_id: batch}
+        while (
+            end < len(group)
+            and self._commits(batch.stream_id)
+            and self._commits(group[end].stream_id)
+        ):
+            batch, after = joined(group, end)
+            if batch.stream_id in found:
+                break
+            found[batch.stream_id], end = batch, after
+        self._take(group, end, sum(batch.size for batch in found.values()))
+        if not group:
+            del self._queue[0]
+        return list(found.values())
+
+    def _commits(self, stream_id: str) -> bool:
+        lane = self._lanes.get(stream_id)
+        return lane is not None and lane.durability == "commit"
+
+    def _take(self, group: _Group, count: int, size: int) -> None:
+        del group[:count]
+        self._records -= count
+        self._bytes -= size
+
+    async def _append(self, batches: list[Batch]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for batch in batches:
+                tasks.create_task(self._publish(batch))
 
     async def _publish(self, batch: Batch) -> None:
+        id_, drafts, producer = batch.stream_id, batch.drafts, batch.producer
         try:
-            appended = await self._hub.publish(
-                batch.stream_id, batch.drafts, producer=batch.producer
-            )
+            lane = self._lanes.get(id_) or await self._owner.admitted(id_)
+            self._lanes[id_] = lane
+            appended = await self._hub.publish(id_, drafts, producer=producer)
         except MentatError as error:
-            await self._failed(batch, error)
+            self._refused(batch, error)
         else:
-            await self._published(batch, appended)
+            self._published(batch, lane, appended)
+
+    def _published(self, batch: Batch, lane: Lane, appended: Appended) -> None:
+        if batch.terminal:
+            self._lanes.pop(batch.stream_id, None)
+        self._owner.published(batch, lane, appended)
+
+    def _refused(self, batch: Batch, error: MentatError) -> None:
+        self._lanes.pop(batch.stream_id, None)
+        self._owner.refused(batch, error)
 
 
 def _invalid(message: str) -> Invalid:
