@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,18 @@ import pytest
 from tests.support.cutting import cutting
 from tests.support.server import Up, up
 
-from mentatlab.protocol.errors import Conflict, Fenced, NotFound, TooLarge, Unauthenticated
+from mentatlab.protocol.errors import (
+    Conflict,
+    Fenced,
+    Invalid,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from mentatlab.protocol.records import StreamChunk
 from mentatlab.sdk.client import AsyncClient, Gap, StreamFailed, TruncatedStream
-from mentatlab.sdk.streaming import MediaChunk, StreamConnection, endings
+from mentatlab.sdk.streaming import MediaChunk, Publisher, StreamConnection, endings
 
 RECORDS = 10_000
 
@@ -79,3 +88,218 @@ async def test_ten_thousand_records_over_cuts_anywhere(
         assert [record.item for record in got] == list(range(RECORDS))
         assert all(value_of(r) == content(r.item, seed) for r in got)
     assert cutter.cuts > 20
+
+
+async def test_binary_records_tell_the_same_from_wherever_one_reads(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        opened = await client.open_stream("cam", "frames", mime_type="video/h264")
+        stream_id = opened["stream_id"]
+        async with streams.publisher(stream_id, end=False) as out:
+            await out.send({"frames": 2})
+            await out.send_bytes(b"\x00\x01", pts_us=-40, dur_us=40_000, key=True, item=3)
+            await out.send_bytes(
+                b"", index=1, end_of_item=True, discardable=True, metadata={"w": 640}
+            )
+        async with streams.subscribe(stream_id) as records:
+            whole = [await anext(records) for _ in range(3)]
+        assert records.cursor == f"{opened['epoch']}:4"
+        async with streams.subscribe(stream_id, f"{opened['epoch']}:2") as later:
+            assert [await anext(later) for _ in range(2)] == whole[1:]
+        first, last = whole[1:]
+        assert isinstance(first, MediaChunk)
+        assert isinstance(last, MediaChunk)
+        assert first.payload == {"bytes": b"\x00\x01", "metadata": {}}
+        assert (first.key, first.pts_us, first.dur_us, first.item) == (True, -40, 40_000, 3)
+        assert (last.index, last.end_of_item, last.discardable) == (1, True, True)
+        assert last.payload["metadata"] == {"w": 640}
+        await client.publish(stream_id, end=True)
+        by_sse = [r async for r in client.stream(stream_id) if isinstance(r, StreamChunk)]
+        for media, told in zip(whole, by_sse, strict=True):
+            assert isinstance(media, StreamChunk)
+            assert (media.timestamp, media.rseq) == (told.timestamp, told.rseq)
+            assert (media.run_id, media.node_id) == (told.run_id, told.node_id)
+        assert await client.record_bytes(stream_id, 3) == b"\x00\x01"
+
+
+async def test_what_stops_a_publisher(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        stream_id = (await client.open_stream("me", "out"))["stream_id"]
+        with pytest.raises(KeyError):
+            await _break_down(streams.publisher(stream_id, id="me"))
+        assert (await client.stream_info(stream_id))["state"] == "open"
+        async with client.connect_streams() as others:
+            old, new = (
+                c.publisher(stream_id, id="me", epoch=e) for c, e in ((streams, 0), (others, 1))
+            )
+            async with old:
+                assert old.already == 1
+                async with new:
+                    assert new.already == 0
+                    await new.send("taken over")
+                    await new.flush()
+                    with pytest.raises(Fenced):
+                        await _until_refused(old)
+                old.close()
+            with pytest.raises(Conflict, match="STREAM_ENDED"):
+                async with streams.publisher(stream_id, id="late") as late:
+                    await late.send("too late")
+        values = [value_of(r) async for r in client.stream(stream_id) if isinstance(r, StreamChunk)]
+        assert values == ["kept", "taken over"]
+        with pytest.raises(NotFound) as unknown:
+            await streams.publisher("st_nobody").__aenter__()
+        assert unknown.value.hint
+
+
+async def _break_down(publisher: Publisher) -> None:
+    async with publisher as out:
+        await out.send("kept")
+        await out.flush()
+        raise KeyError("of the program")
+
+
+async def _until_refused(out: Any) -> None:
+    await out.send("fenced out")
+    await out.flush()
+
+
+async def test_what_does_not_fit_is_refused_here_and_nothing_is_lost_by_it(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        stream_id = (await client.open_stream("me", "out"))["stream_id"]
+        async with streams.publisher(stream_id) as out:
+            await out.send(1)
+            for wrong in ("x" * (1 << 20), b"x" * ((1 << 20) + 1)):
+                with pytest.raises(TooLarge):
+                    await (out.send_bytes(wrong) if isinstance(wrong, bytes) else out.send(wrong))
+            with pytest.raises(TooLarge):
+                await out.send_bytes(b"", metadata={"long": "x" * 5000})
+            with pytest.raises(Invalid, match="not JSON"):
+                await out.send(object())
+            await out.send_bytes(b"x" * (1 << 20))
+            await out.send("x" * ((1 << 20) - 20))
+            await out.send_reference({"type": "image", "ref": {"url": "mentat://default/blob_1"}})
+            assert out.statistics().records <= 256
+        assert out.acknowledged == 5
+        records = [r async for r in streams.subscribe(stream_id) if isinstance(r, StreamChunk)]
+        assert [sorted(r.payload)[0] for r in records] == ["data", "bytes", "data", "ref"]
+
+
+async def test_every_other_end_is_an_error(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        failed, cancelled = [
+            (await client.open_stream("me", pin))["stream_id"] for pin in ("failed", "cancelled")
+        ]
+        async with streams.publisher(failed) as out:
+            await out.send("so far")
+            await out.fail("the camera is gone")
+        records = streams.subscribe(failed)
+        so_far = await anext(records)
+        assert isinstance(so_far, StreamChunk)
+        assert value_of(so_far) == "so far"
+        with pytest.raises(StreamFailed, match="agent_error: the camera is gone"):
+            await anext(records)
+        assert (await client.cancel_stream(cancelled))["state"] == "ended"
+        with pytest.raises(TruncatedStream, match="cancelled"):
+            _ = [r async for r in streams.subscribe(cancelled)]
+        with pytest.raises(NotFound):
+            _ = [r async for r in streams.subscribe("st_nobody")]
+
+
+async def test_latest_misses_nothing_once_it_stands(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        stream_id = (await client.open_stream("me", "out"))["stream_id"]
+        await client.publish(stream_id, ["before"])
+        async with streams.subscribe(stream_id, "latest") as records:
+            await client.publish(stream_id, ["after"], end=True)
+            assert [value_of(r) async for r in records] == ["after"]
+        with pytest.raises(StopAsyncIteration):
+            await anext(records)
+
+
+async def test_a_slow_reader_of_the_latest_is_told_what_it_misses(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        stream_id = (await client.open_stream("me", "out", durability="memory"))["stream_id"]
+        async with streams.subscribe(stream_id, policy="latest", max_bytes=2000) as slow:
+            async with client.connect_streams() as others, others.publisher(stream_id) as out:
+                for number in range(500):
+                    await out.send(f"{number} {'x' * 500}")
+            assert slow.statistics().held <= 2000 + 1000
+            got = [element async for element in slow]
+    gaps = [e for e in got if isinstance(e, Gap)]
+    assert gaps
+    assert {gap.reason for gap in gaps} == {"dropped"}
+    assert len(got) < 100
+
+
+async def test_a_run_and_a_filter(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        one = await client.open_stream("me", "a")
+        run = one["run_id"]
+        two = await client.open_stream("me", "b", run_id=run)
+        await client.publish(one["stream_id"], [1], end=True)
+        await client.publish(two["stream_id"], [2, 3], end=True)
+        assert [value_of(r) async for r in streams.subscribe(run)] == [1, 2, 3]
+        chosen = streams.subscribe(run, filter={"pin_name": ["b"]})
+        assert [value_of(r) async for r in chosen] == [2, 3]
+
+
+async def test_a_token_is_renewed_on_the_connection(server: Up) -> None:
+    async with AsyncClient(server.url, server.key) as owner:
+        stream_id = (await owner.open_stream("me", "out"))["stream_id"]
+        renewals = 0
+
+        async def renew() -> str:
+            nonlocal renewals
+            renewals += 1
+            return (await owner.stream_token(stream_id, ["sub", "pub"], lifetime_s=2))["token"]
+
+        async with (
+            AsyncClient(server.url, await renew()) as guest,
+            guest.connect_streams(renew=renew) as streams,
+            streams.subscribe(stream_id) as records,
+            streams.publisher(stream_id) as out,
+        ):
+            while renewals < 3:
+                await out.send(renewals)
+                await anext(records)
+            await out.end()
+            assert [r async for r in records] == []
+        async with (
+            AsyncClient(server.url, "v1.wrong.token") as nobody,
+            nobody.connect_streams() as refused,
+        ):
+            with pytest.raises(Unauthenticated):
+                await anext(refused.subscribe(stream_id))
+
+
+async def test_a_server_that_is_gone_is_an_error_in_the_end(at_once: None) -> None:
+    async with (
+        AsyncClient("http://127.0.0.1:9") as client,
+        client.connect_streams(give_up_s=0.2) as streams,
+    ):
+        with pytest.raises(Unavailable, match="does not answer"):
+            await anext(streams.subscribe("st_1"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_server_that_comes_back_is_nothing_to_the_application(
+    tmp_path: Path, at_once: None, number: int
+) -> None:
+    values = [f"{n} {'x' * 100}" for n in range(3000)]
+    with up(tmp_path / "home") as first:
+        port = first.url.rpartition(":")[2]
+        async with AsyncClient(first.url) as client, client.connect_streams() as streams:
+            stream_id = (await client.open_stream("me", "out"))["stream_id"]
+
+            async def publish(out: Publisher) -> None:
+                async with out:
+                    for value in values:
+                        await out.send(value)
+
+            publishing = asyncio.create_task(publish(streams.publisher(stream_id)))
+            records = streams.subscribe(stream_id)
+            got = [value_of(await anext(records)) for _ in range(300)]
+            await asyncio.to_thread(first.stop, number)
+            with up(tmp_path / "home", "--port", port):
+                got += [value_of(record) async for record in records]
+                await publishing
+    assert got == values

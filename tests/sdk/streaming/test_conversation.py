@@ -473,3 +473,11 @@ def test_a_connection_that_is_refused(code: Code, others_go_on: bool) -> None:
     assert not publication.active
     assert other.active is others_go_on
     assert conversation.wanted == ("st_2" if others_go_on else None)
+
+
+def test_progress_is_told_once() -> None:
+    conversation, _, _ = conversing()
+    assert conversation.lost()
+    assert not conversation.lost()
+    conversation.opened()
+    assert not conversation.lost()

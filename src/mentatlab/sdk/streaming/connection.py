@@ -133,8 +133,7 @@ class StreamConnection:
             while (stream_id := self._conversation.wanted) is None:
                 await self._pause()
             ending = await self._connect(stream_id)
-            self._conversation.lost()
-            if self._conversation.progress:
+            if self._conversation.lost():
                 self._backoff.progress()
             if ending.retryable:
                 await self._wait(ending)

@@ -69,8 +69,7 @@ class Conversation:
         self._control: deque[bytes] = deque()
         self._turns: deque[Publication] = deque()
         self._open = False
-        self.progress = False
-        """Something has come of it since the connection was opened."""
+        self._progress = False
 
     # ------------------------------------------------------------------ from the application
 
@@ -117,7 +116,7 @@ class Conversation:
 
     def opened(self) -> None:
         """There is a new connection: take up everything where it stood."""
-        self._open, self.progress = True, False
+        self._open = True
         for reading in self._readings.values():
             if reading.active:
                 self.say(reading.subscribe())
@@ -125,13 +124,16 @@ class Conversation:
             if publication.active:
                 self.say(publication.announce())
 
-    def lost(self) -> None:
+    def lost(self) -> bool:
+        """Whether something had come of the connection, if there was one."""
+        progress, self._progress = self._progress, False
         self._open = False
         self._control.clear()
         self._lanes.clear()
         self._left.clear()
         for party in (*self._readings.values(), *self._publications.values()):
             party.lost()
+        return progress
 
     def next_message(self) -> Outgoing | None:
         """Control first, then the publishers in turn, as far as their credit goes."""
@@ -161,13 +163,13 @@ class Conversation:
     def _frame(self, message: bytes) -> None:
         frame = frames.decode(message)
         if (reading := self._lanes.get(frame.lane)) is not None:
-            self.progress = True
+            self._progress = True
             reading.frame(frame, len(message))
 
     def _told(self, told: Control | Arrived) -> float:
         match told:
             case Arrived(record, size):
-                self.progress = True
+                self._progress = True
                 self._record(record, size)
             case Throttle(retry_after_ms=wait):
                 return wait / 1000
@@ -195,7 +197,7 @@ class Conversation:
             case Publishing():
                 publication.publishing(told)
             case Published():
-                self.progress = True
+                self._progress = True
                 publication.published(told.producer_seq or 0)
             case Credit():
                 publication.granted(told.max_bytes)
@@ -210,7 +212,7 @@ class Conversation:
                 self._lanes[told.lane] = reading
                 reading.subscribed(told)
             case Mark():
-                self.progress = True
+                self._progress = True
                 reading.mark(told)
             case Missing():
                 reading.missing(told)
