@@ -184,34 +184,70 @@ def _remember(
 
 
 class _Batch:
-    """The lane and its new entries while records are added."""
+    """The new entries, and what of the lane they change."""
+
+    __slots__ = (
+        "_bytes", "_chunks", "_key", "_lane", "_names", "_now", "_rseq", "_stamp", "_time_ms",
+        "entries", "head", "kept",
+    )  # fmt: skip
 
     def __init__(self, lane: Lane, now: float, rseq: int | None) -> None:
         now = max(now, lane.changed_at)  # the times of a lane never go back, whatever clocks do
-        self.lane, self.entries = lane, list[Entry]()
+        self._lane, self.entries = lane, list[Entry]()
+        self.head, self.kept = lane.head, lane.kept
+        self._chunks, self._bytes, self._key = lane.chunks, lane.bytes, lane.key
         self._now, self._time_ms, self._rseq = now, int(now * 1000), rseq
         self._stamp = _stamp(self._time_ms)
         self._names = _names(lane.stream_id, lane.run_id, lane.node_id, lane.pin_name)
 
     def add(self, draft: Draft, measure: Measure) -> None:
-        sequence = self.lane.head + 1
+        sequence, kind = self.head + 1, draft.type
         if self._rseq is not None:
             self._rseq += 1
         payload, frame, size = self._encoded(draft, sequence)
         entry = Entry(
-            self.lane.stream_id,
-            self.lane.run_id,
-            draft.type,
+            self._lane.stream_id,
+            self._lane.run_id,
+            kind,
             sequence,
             self._rseq,
             self._time_ms,
             size,
             b'{"type":"%b",%b,"sequence":%d,"timestamp":"%b","payload":%b%b}'
-            % (_TYPE[draft.type], self._names, sequence, self._stamp, payload, self._more(draft)),
+            % (_TYPE[kind], self._names, sequence, self._stamp, payload, self._more(draft)),
             frame,
         )
         self.entries.append(entry)
-        self._advance(draft, entry, measure)
+        self.head = sequence
+        self.kept += entry.length
+        if kind is RecordType.DATA:
+            self._chunks += 1
+            self._bytes += size
+            if frame is not None and entry.key:
+                self._key = sequence
+        elif kind is RecordType.START:
+            self._lane = _restart(self._lane, draft, entry, measure)
+            self._chunks, self._bytes = self._lane.chunks, self._lane.bytes
+
+    @property
+    def lane(self) -> Lane:
+        """After the entries."""
+        lane, standing = self._lane, self._lane.standing
+        last = self.entries[-1]
+        if self._chunks > lane.chunks:  # data extend the last range that stands
+            newest = self.head - (last.type in TERMINAL)
+            standing = (*standing[:-1], (standing[-1][0], newest))
+        return msgspec.structs.replace(
+            lane,
+            head=self.head,
+            chunks=self._chunks,
+            bytes=self._bytes,
+            standing=standing,
+            kept=self.kept,
+            key=self._key,
+            changed_at=self._now,
+            state=_STATE_AFTER[last.type],
+        )
 
     def _encoded(self, draft: Draft, sequence: int) -> tuple[bytes, bytes | None, int]:
         """The payload's JSON, the binary record's frame, and the bytes that count."""
@@ -223,9 +259,10 @@ class _Batch:
             encoded = bytes(draft.payload)
         else:
             encoded = _encode(draft.payload)
-        if len(encoded) > MAX_RECORD_BYTES:
-            raise _too_large(len(encoded))
-        return encoded, None, len(encoded)
+        size = len(encoded)
+        if size > MAX_RECORD_BYTES:
+            raise _too_large(size)
+        return encoded, None, size
 
     def _encoded_binary(self, draft: Draft, body: bytes, sequence: int) -> tuple[bytes, bytes, int]:
         if len(body) > MAX_RECORD_BYTES:
@@ -240,31 +277,33 @@ class _Batch:
                 pts_us=draft.pts_us,
                 dur_us=draft.dur_us or 0,
                 index=draft.index,
-                delta_ms=self._time_ms - self.lane.started_ms,
+                delta_ms=self._time_ms - self._lane.started_ms,
                 extension=frames.Extension(
                     attempt=draft.attempt, item=draft.item, rseq=self._rseq, metadata=metadata
                 ),
             )
         )
         ref = {
-            "url": f"/api/v1/streams/{self.lane.stream_id}/records/{sequence}",
+            "url": f"/api/v1/streams/{self._lane.stream_id}/records/{sequence}",
             "size": len(body),
-            "metadata": {"mimeType": metadata.get("mime_type", self.lane.mime_type)},
+            "metadata": {"mimeType": metadata.get("mime_type", self._lane.mime_type)},
         }
         return _encode({"ref": ref, "metadata": metadata}), frame, len(body)
 
     def _counted(self, draft: Draft) -> dict[str, Any]:
         """The log itself counts what `stream_end` says: what stands, and the duration in ms."""
         counted = {
-            "chunks": self.lane.chunks,
-            "bytes": self.lane.bytes,
-            "duration_ms": max(0, round((self._now - self.lane.created_at) * 1000)),
+            "chunks": self._chunks,
+            "bytes": self._bytes,
+            "duration_ms": max(0, round((self._now - self._lane.created_at) * 1000)),
         }
         return {"reason": "complete", **draft.values, **counted}
 
     def _more(self, draft: Draft) -> bytes:
         """The optional members, each with its comma."""
         more = b"" if self._rseq is None else b',"rseq":%d' % self._rseq
+        if draft.pts_us is draft.dur_us is draft.attempt is draft.item is None:
+            return more
         for name, value in (
             (b"pts_us", draft.pts_us),
             (b"dur_us", draft.dur_us),
@@ -274,27 +313,6 @@ class _Batch:
             if value is not None:
                 more += b',"%b":%d' % (name, value)
         return more
-
-    def _advance(self, draft: Draft, entry: Entry, measure: Measure) -> None:
-        lane = self.lane
-        if entry.type is RecordType.START:
-            lane = _restart(lane, draft, entry, measure)
-        elif entry.type is RecordType.DATA:
-            *before, (first, _) = lane.standing
-            lane = msgspec.structs.replace(
-                lane,
-                chunks=lane.chunks + 1,
-                bytes=lane.bytes + entry.size,
-                standing=(*before, (first, entry.sequence)),
-                key=entry.sequence if entry.key else lane.key,
-            )
-        self.lane = msgspec.structs.replace(
-            lane,
-            head=entry.sequence,
-            kept=lane.kept + entry.length,
-            changed_at=self._now,
-            state=_STATE_AFTER[entry.type],
-        )
 
 
 def _encode(payload: dict[str, Any]) -> bytes:
@@ -337,9 +355,14 @@ _STATE_AFTER: dict[RecordType, LaneState] = {
 }
 
 
-@functools.lru_cache(maxsize=16)
 def _stamp(time_ms: int) -> bytes:
-    return timestamp(time_ms / 1000).encode()
+    second, ms = divmod(time_ms, 1000)
+    return b"%b.%03dZ" % (_to_the_second(second), ms)
+
+
+@functools.lru_cache(maxsize=4)
+def _to_the_second(time_s: int) -> bytes:
+    return timestamp(time_s).removesuffix(".000Z").encode()
 
 
 @functools.lru_cache(maxsize=4096)
