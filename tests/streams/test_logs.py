@@ -63,19 +63,6 @@ class TestRouted(StreamLogContract):
         yield log
         await log.aclose()
 
-    async def test_memory_lanes_end_with_the_process(self, tmp_path: Path) -> None:
-        path = tmp_path / "again.db"
-        log = RoutedLog(await open_sqlite(path), MemoryStreamLog(epoch=7))
-        kept = await opened(log, lane("a"))
-        gone = await opened(log, lane("b", durability="memory"))
-        assert ((await log.get(kept)).epoch, (await log.get(gone)).epoch) == (1, 7)
-        await log.aclose()
-        log = RoutedLog(await open_sqlite(path), MemoryStreamLog(epoch=8))
-        try:
-            assert [each.stream_id for each in await log.lanes("rn_1")] == [kept]
-        finally:
-            await log.aclose()
-
     async def test_a_run_with_memory_lanes_only_has_an_empty_order(self, tmp_path: Path) -> None:
         log = RoutedLog(await open_sqlite(tmp_path / "one.db"), MemoryStreamLog(epoch=7))
         try:

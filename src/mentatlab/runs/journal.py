@@ -43,10 +43,12 @@ class Journal:
         )
 
     async def catch_up(self) -> None:
-        """After a restart: the committed events that the lane lacks."""
+        """After a restart: the committed events that the lane lacks, and the logs to be ended."""
         lane = await self._services.hub.lane(self._lane)
         missing = await self._services.store.events(self._run.id, after=lane.chunks)
         self._events = [ev.public(self._run.id, seq, event) for seq, event in missing]
+        lanes = await self._services.hub.lanes(self._run.id)
+        self._logs = {x.node_id: x.stream_id for x in lanes if x.pin_name == LOG_PIN}
 
     def add(self, first: int, events: Sequence[ev.RunFact]) -> None:
         """Committed events, the first with sequence `first`."""

@@ -509,7 +509,8 @@ async def open_hub(
     memory = MemoryStreamLog(epoch=_boot_epoch(clock))
     if path is None:
         return StreamingConnectionManager(memory, clock=clock)
-    return StreamingConnectionManager(RoutedLog(await open_sqlite(path), memory), clock=clock)
+    routed = RoutedLog(await open_sqlite(path), memory, clock=clock)
+    return StreamingConnectionManager(routed, clock=clock)
 
 
 async def _forever(work: Callable[[], Awaitable[object]], every_s: float) -> None:

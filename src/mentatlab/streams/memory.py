@@ -67,6 +67,11 @@ class MemoryStreamLog:
         self._timed: dict[str, _Stored] = {}  # those that can become due
         self._runs: dict[str, _Run] = {}
 
+    @property
+    def epoch(self) -> int:
+        """That of the lanes that are made now: a new one whenever others were forgotten."""
+        return self._epoch
+
     def __contains__(self, stream_id: str) -> bool:
         return stream_id in self._lanes
 
@@ -208,7 +213,8 @@ class MemoryStreamLog:
     ) -> list[Entry]:
         run = self._run(run_id)
         order, found = run.order, list[Entry]()
-        for rseq in range(after + 1, run.run.head + 1):
+        begin = max(after + 1, next(iter(order), after + 1))  # retention takes the oldest first
+        for rseq in range(begin, run.run.head + 1):
             if len(found) == max_records:
                 break
             if (entry := order.get(rseq)) is not None:
@@ -248,6 +254,7 @@ class MemoryStreamLog:
         self._runs.clear()
 
     def _forget(self, run_id: str) -> None:
+        self._epoch += 1
         for stored in self._runs.pop(run_id).lanes.values():
             del self._lanes[stored.lane.stream_id]
             self._timed.pop(stored.lane.stream_id, None)

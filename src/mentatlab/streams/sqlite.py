@@ -86,7 +86,7 @@ class SqliteStreamLog:
     async def open(self, lane: Lane, start: Draft, *, now: float) -> Opened:
         def work(connection: sqlite3.Connection) -> Opened:
             made = rows.create(connection, lane)
-            if made.head:
+            if made.head or made.durability != lane.durability:
                 return Opened(made)
             append = rows.Append(connection, self._files, made.stream_id)
             appended, made = append.carry_out([start], now)
