@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 
@@ -251,7 +252,7 @@ async def test_refused_on_every_edge(
             else:
                 assert (answer.status, answer.code) == case.expected, edge
                 _check_headers(answer)
-                if case.name != "long headers":  # nobody asked for anything yet
+                if case.name != "long headers":  # its path was not read to the end
                     told = [r.getMessage() for r in caplog.records if r.name == "mentatlab.access"]
                     assert len(told) == 1, edge
                     assert f" {path} {answer.status} " in told[0]
@@ -320,3 +321,18 @@ async def test_a_ticket_opens_each_edge_once(
     assert first.status == (101 if edge in ("ws", "msp") else 200)
     assert (again.status, again.code) == (401, "TOKEN_INVALID")
     assert given not in caplog.text
+
+
+async def test_published_records_have_a_rate(hub: StreamingConnectionManager) -> None:
+    """Whoever has published too many waits, and nothing of what is refused is appended."""
+    id_ = (await hub.create_stream("a", "b", external=True)).stream_id
+    async with served(hub, "auto", record_rate=1, burst=1000) as server:
+        url = f"http://127.0.0.1:{server.port}/api/v1/streams/{id_}/records"
+        async with httpx2.AsyncClient(headers=bearer(HOME_KEY)) as http:
+            assert (await http.post(url, json=[{"data": n} for n in range(50)])).status_code == 200
+            refused = await http.post(url, json={"data": 51})
+        assert (refused.status_code, refused.json()["code"]) == (429, "RATE_LIMITED")
+        assert 40 < int(refused.headers["retry-after"]) <= 50
+        async with httpx2.AsyncClient() as user:
+            assert (await user.post(url, json={"data": 51})).status_code == 200
+    assert (await hub.lane(id_)).head == 52

@@ -152,22 +152,6 @@ def authority(connection: HTTPConnection) -> Authority:
     return connection.state.authority
 
 
-async def admit(
-    hub: StreamingConnectionManager, connection: HTTPConnection, id_: str, capability: Capability
-) -> Lane | Run:
-    """See `Authority.check`."""
-    return await authority(connection).check(capability, id_)
-
-
-async def expiry(connection: HTTPConnection) -> None:
-    """Returns when the connection's token ends; never without one."""
-    expires = authority(connection).expires
-    if expires is None:
-        await asyncio.Event().wait()
-    else:
-        await asyncio.sleep(max(0.0, expires - time.time()))
-
-
 async def first_of(*coroutines: Coroutine[Any, Any, T]) -> T:
     """Runs them together until one returns (or raises), ends the others, and gives its answer."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
