@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mentatlab.protocol.records import RecordType
-from mentatlab.runs.lanes import RUN_NODE, RUN_PIN, stream_id
+from mentatlab.runs.lanes import LOG_PIN, RUN_NODE, RUN_PIN, stream_id
 from mentatlab.testing.house import open_house, write_agent
 
 TEXT = {"name": "text", "type": "string"}
@@ -250,6 +250,48 @@ async def test_a_stop_without_cancel_leaves_the_run_to_the_next_start(tmp_path: 
     async with open_house(tmp_path / "home", [agents]) as house:
         done = await house.engine.wait(run.id)
         assert (done.state, done.nodes[0].attempt) == ("succeeded", 2)
+
+
+async def test_logs_go_on_under_another_epoch_and_end_with_their_run(tmp_path: Path) -> None:
+    """Also those of a node that had succeeded before the restart, which logs nothing any more."""
+    agents, notes = tmp_path / "agents", tmp_path / "ran"
+    talking = NOTED.replace(
+        'print(json.dumps({"text"', 'print("hello")\n    print(json.dumps({"text"'
+    )
+    write_agent(agents, "noted", talking, inputs=[TEXT], outputs=[TEXT])
+    params = {"ran": str(notes)}
+    document = flow(
+        [
+            {"id": "alpha", "type": "noted", "params": params},
+            {"id": "beta", "type": "noted", "params": {**params, "hang": True}},
+        ],
+        [("alpha.text", "beta.text")],
+    )
+    async with open_house(tmp_path / "home", [agents]) as house:
+        run = await house.engine.submit(document, {"alpha": "x"})
+        async with asyncio.timeout(30):
+            while "beta" not in text_of(notes):
+                await asyncio.sleep(0.01)
+        (before,) = [x for x in await house.hub.lanes(run.id) if x.pin_name == LOG_PIN]
+        assert (before.node_id, before.state, before.head) == ("alpha", "open", 2)
+    await gone(notes)
+    async with open_house(tmp_path / "home", [agents]) as house:
+        async with house.hub.subscribe(before.stream_id, from_=str(before.cursor)) as reader:
+            assert reader.gap is not None
+            assert (reader.gap.reason, reader.gap.from_) == ("epoch", str(before.cursor))
+        done = await house.engine.wait(run.id)
+        assert done.state == "succeeded", done.error
+        logs = {x.node_id: x for x in await house.hub.lanes(run.id) if x.pin_name == LOG_PIN}
+        assert {name: lane.state for name, lane in logs.items()} == {
+            "alpha": "ended",
+            "beta": "ended",
+        }
+        assert logs["alpha"].epoch != before.epoch
+        assert logs["beta"].chunks == 1
+    async with open_house(tmp_path / "home", [agents]) as house:
+        assert await house.engine.logs(run.id, "beta", workspace="default") == []
+        states = {x.state for x in await house.hub.lanes(run.id) if x.pin_name == LOG_PIN}
+        assert states == {"errored"}
 
 
 @pytest.mark.slow
