@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mentatlab.home import default_home
+from support.redis import RedisProcess, redis_server
 
 # A busy machine is no fault of the code: no example is timed.
 settings.register_profile("mentatlab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -17,3 +18,10 @@ def _the_users_own_home_is_left_alone() -> Iterator[None]:
     existed = default_home().exists()
     yield
     assert default_home().exists() == existed
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """One for all tests of a process; they have prefixes of their own, and leave it running."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as process:
+        yield process

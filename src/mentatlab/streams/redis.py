@@ -274,6 +274,7 @@ class RedisStreamLog:
 
     async def aclose(self) -> None:
         await self._writer.aclose()
+        self._news.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -34,7 +34,7 @@ class RedisNews:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._server, self._heard, self._restored = server, heard, restored
-        self._patience_s = patience_s
+        self._patience_s, self._closed = patience_s, False
         self._channels: dict[str, asyncio.Event] = {}
         self._begin()
 
@@ -66,8 +66,8 @@ class RedisNews:
             self._outbox.put_nowait(("UNSUBSCRIBE", channel))
 
     async def run(self) -> None:
-        """Until cancelled."""
-        while not _cancelled():
+        """Until it is cancelled after `close`: an error of the same moment may hide the former."""
+        while not self._closed:
             try:
                 await self._connected()
             except* (exceptions.RedisError, OSError, MentatError) as lost:
@@ -75,7 +75,11 @@ class RedisNews:
             await asyncio.sleep(_WAIT_S)
             self._begin()
 
+    def close(self) -> None:
+        self._closed = True
+
     async def _connected(self) -> None:
+        await self._server.check()
         connection = self._server.connection()
         try:
             await connection.connect()
@@ -126,8 +130,8 @@ class RedisNews:
 
 
 def _cancelled() -> bool:
-    """A cancellation may not arrive: an error of the same moment hides it, `wait_for` (before
-    Python 3.12, in redis-py) drops it when what it waits for is done.
+    """Whether it is, though `wait_for` in redis-py (before Python 3.12) may have dropped it: it
+    does when what it waits for is done.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

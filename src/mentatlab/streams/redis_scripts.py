@@ -187,17 +187,19 @@ DELETE = _script(
 
 RECOGNISE = _script(
     """
-    -- KEYS: what is known of this data set, its channel. ARGV: the server's replication id, the
-    -- one before, an epoch for a new data set, 1 when another id means that records may be missing.
-    -- Gives the epoch.
-    local known = redis.call('HMGET', KEYS[1], 'epoch', 'replication')
-    local epoch, replication = tonumber(known[1] or ARGV[3]), known[2]
-    if replication == ARGV[1] then return epoch end
-    if replication and (replication == ARGV[2] or ARGV[4] == '1') then
+    -- KEYS: what is known of this data set, its channel. ARGV: the process of the server; the
+    -- replication id of the master that it took over from, or ""; 1 if a new process may have lost
+    -- records; an epoch for a new data set. Gives the epoch.
+    local known = redis.call('HMGET', KEYS[1], 'epoch', 'process', 'origin')
+    local epoch = tonumber(known[1] or ARGV[4])
+    local promoted = ARGV[2] ~= '' and ARGV[2] ~= known[3]
+    local restarted = ARGV[1] ~= known[2] and ARGV[3] == '1'
+    if known[1] and (promoted or restarted) then
       epoch = epoch + 1
       redis.call('PUBLISH', KEYS[2], 'epoch')
     end
-    redis.call('HSET', KEYS[1], 'epoch', string.format('%.0f', epoch), 'replication', ARGV[1])
+    redis.call('HSET', KEYS[1], 'epoch', string.format('%.0f', epoch),
+      'process', ARGV[1], 'origin', ARGV[2])
     return epoch
     """
 )

@@ -7,6 +7,7 @@ and is it still the data set that readers know? See docs/decisions/0008.
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ Command = tuple[Argument, ...]
 CONNECTIONS = 16
 PATIENCE_S = 5.0
 _TIMEOUT_S = 5.0  # for one answer
+_RUN_ID = re.compile(r"^run_id:(\w+)", re.MULTILINE)
 _logger = logging.getLogger(__name__)
 
 _REFUSED = (
@@ -70,9 +72,10 @@ class RedisServer:
     ) -> None:
         self.prefix, self._patience_s, self._clock = prefix, patience_s, clock
         self._allow_relaxed = allow_relaxed
-        self._pool = _pool(url)
+        self._pool = _pool(url, self._met)
         self._redis = Redis.from_pool(self._pool)
         self._checked, self._checking = False, asyncio.Lock()
+        self._process = ""  # of the Redis, as it names itself
         self.rules = Rules(epoch=0)
         self.looked: Callable[[], Awaitable[None]] = _nothing
 
@@ -134,25 +137,37 @@ class RedisServer:
             return
         async with self._checking:
             if not self._checked:
+                self._process = ""
                 await self._pool.disconnect(inuse_connections=False)
                 self.rules = await self._look()
                 await self.looked()
                 self._checked = True
+
+    async def _met(self, connection: Connection) -> None:
+        """Every connection leads to the server that was looked at; redis-py makes new ones."""
+        await connection.on_connect()
+        await connection.send_command("INFO", "server")
+        found = _RUN_ID.search(await _text(connection))
+        process = "" if found is None else found[1]
+        if self._process not in ("", process):
+            self._checked = False
+            raise exceptions.ConnectionError("another Redis answers there now")
+        self._process = process
 
     async def _look(self) -> Rules:
         weakness = await self._weakness()
         replication, *_ = await self.send(
             ("INFO", "replication"), *(("SCRIPT LOAD", script.source) for script in scripts.ALL)
         )
-        fresh = int(self._clock() * 1000)
+        origin: str = replication.get("master_replid2", "")
         (epoch,) = await self.send(
             command(
                 scripts.RECOGNISE,
                 (f"{self.prefix}data", self.channel),
-                replication["master_replid"],
-                replication.get("master_replid2", ""),
-                fresh,
+                self._process,
+                origin.strip("0"),
                 int(bool(weakness)),
+                int(self._clock() * 1000),
             )
         )
         if weakness and not self._allow_relaxed:
@@ -193,7 +208,12 @@ def command(script: Script, keys: Sequence[str], *args: Argument) -> Command:
     return ("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
-def _pool(url: str) -> BlockingConnectionPool:
+async def _text(connection: Connection) -> str:
+    answer: object = await connection.read_response()  # pyright: ignore[reportUnknownVariableType]
+    return answer.decode() if isinstance(answer, bytes) else ""
+
+
+def _pool(url: str, connected: Callable[[Connection], Awaitable[None]]) -> BlockingConnectionPool:
     """`Invalid(BAD_SETTING)`"""
     try:
         return BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
@@ -204,6 +224,7 @@ def _pool(url: str) -> BlockingConnectionPool:
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             protocol=2,
+            redis_connect_func=connected,
         )
     except ValueError as error:
         raise Invalid(
@@ -230,7 +251,7 @@ def _translated(error: exceptions.RedisError) -> MentatError:
             f"the log cannot be reached: {error}",
             hint="try again; a publisher with a `producer` sends nothing twice",
         )
-    if isinstance(error, exceptions.OutOfMemoryError) or str(error).startswith("MISCONF"):
+    if "OOM" in str(error) or "MISCONF" in str(error):
         return OutOfSpace(
             Code.DISK_FULL,
             f"Redis takes no more records: {error}",
