@@ -81,13 +81,13 @@ class MspConversation(SocketConversation):
     # ------------------------------------------------------------------ what comes in
 
     def text(self, data: bytes) -> None:
-        if self._closed:
+        if self._deaf:
             return
         try:
             check_size(len(data), MAX_MESSAGE_BYTES, "a message")
             self._take(data)
         except MentatError as error:
-            self._complain(head_of(data)[1], error)
+            self._object(head_of(data)[1], error)
 
     def _take(self, data: bytes) -> None:
         """Most messages are records, so they are read as such first."""
@@ -104,7 +104,7 @@ class MspConversation(SocketConversation):
             self._record(said, len(data))
 
     def binary(self, data: bytes) -> None:
-        if self._closed:
+        if self._deaf:
             return
         try:
             check_size(len(data), MAX_BINARY_BYTES, "a binary message")
@@ -112,12 +112,12 @@ class MspConversation(SocketConversation):
             if (outlet := self._outlets.by_lane(frame.lane)) is None:
                 raise bad_frame(f"nothing is published in lane {frame.lane} on this connection")
         except MentatError as error:
-            self._fail(error)
+            self._fail_in_turn(error)
             return
         try:
             self._put(outlet.publication_of(frame))
         except MentatError as error:
-            self._complain(outlet.id, error)
+            self._object(outlet.id, error)
 
     def _record(self, said: Message, size: int) -> None:
         self._admit_stranger(None)
@@ -199,7 +199,16 @@ class MspConversation(SocketConversation):
             self._complain(self._id, error)
             return
         self._inbox.forget()
+        await self._let_go()
         self._say("auth", expires=self._authority.expires)
+
+    async def _let_go(self) -> None:
+        """What the caller may not follow any more ends."""
+        for followed in tuple(self._followed.values()):
+            try:
+                await self._authority.check("sub", followed.id)
+            except MentatError as error:
+                self._failed(followed, error)
 
     async def _welcome(self) -> None:
         try:
@@ -370,10 +379,18 @@ class MspConversation(SocketConversation):
 
     # ------------------------------------------------------------------ what goes out
 
-    def _complain(self, id_: str | None, error: MentatError) -> None:
+    def _object(self, id_: str | None, error: MentatError) -> None:
+        """Answered in its turn; without a name it is the conversation that is wrong."""
         if id_ is None:
-            self._fail(error)
-        elif not self._closed:
+            self._fail_in_turn(error)
+        else:
+            self._later(partial(self._complain_now, id_, error))
+
+    async def _complain_now(self, id_: str, error: MentatError) -> None:
+        self._complain(id_, error)
+
+    def _complain(self, id_: str, error: MentatError) -> None:
+        if not self._closed:
             self._link.send_text(error_message(id_, error))
 
     def _say(self, type_: str, **fields: Any) -> None:

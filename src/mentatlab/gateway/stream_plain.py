@@ -9,7 +9,7 @@ from mentatlab.gateway.stream_socket import SocketConversation, Surroundings
 from mentatlab.gateway.stream_wire import DONE, MAX_MESSAGE_BYTES, check_size, gap_message
 from mentatlab.protocol.errors import Forbidden, MentatError
 from mentatlab.protocol.records import MAX_RECORD_BYTES, Draft, parse_message
-from mentatlab.streams.buffer import Item
+from mentatlab.streams.buffer import Items
 from mentatlab.streams.publishing import Batch, Publication, publication_of
 from mentatlab.streams.pump import Pump
 from mentatlab.streams.subscription import Options, Subscription
@@ -25,22 +25,28 @@ class PlainConversation(SocketConversation):
         self._pump: Pump | None = None
 
     def text(self, data: bytes) -> None:
+        if self._deaf:
+            return
         try:
             check_size(len(data), MAX_MESSAGE_BYTES, "a message")
             message = parse_message(data)
             self._put(publication_of(message, stream_id=self._id, size=len(data)))
         except MentatError as error:
-            self._fail(error)
+            self._fail_in_turn(error)
 
     def binary(self, data: bytes) -> None:
         """One binary record."""
+        if self._deaf:
+            return
         try:
             check_size(len(data), MAX_RECORD_BYTES, "a binary record")
             self._put(Publication(self._id, Draft(body=data), None, len(data)))
         except MentatError as error:
-            self._fail(error)
+            self._fail_in_turn(error)
 
     def refused(self, batch: Batch, error: MentatError) -> None:
+        """What it has said since is not published either."""
+        self._inbox.abandon()
         self._fail(error)
 
     def _begin(self) -> None:
@@ -87,7 +93,7 @@ class PlainConversation(SocketConversation):
     def _ready(self) -> bool:
         return self._link.writable
 
-    def _deliver(self, items: list[Item]) -> None:
+    def _deliver(self, items: Items) -> None:
         assert self._pump is not None
         self._tell_gap(self._pump.subscription)
         self._link.send_items(items, joined=False)

@@ -72,6 +72,7 @@ class SocketConversation(ABC):
         "_authority",
         "_checked_at",
         "_closed",
+        "_deaf",
         "_fresh",
         "_heard_at",
         "_id",
@@ -89,7 +90,7 @@ class SocketConversation(ABC):
         self._around, self._id, self._authority = around, id_, authority
         self._inbox = Inbox(around.hub, self)
         self._link: Link
-        self._closed = False
+        self._closed = self._deaf = False
         self._reading = self._fresh = self._taken = True
         self._heard_at = self._taken_at = self._checked_at = 0.0
         self._published = 0  # records since the rate was last looked at
@@ -182,7 +183,7 @@ class SocketConversation(ABC):
     # ------------------------------------------------------------------ its publisher's side
 
     def _put(self, publication: Publication) -> None:
-        if not self._closed:
+        if not self._deaf:
             self._inbox.put(publication)
 
     async def admitted(self, stream_id: str) -> Lane:
@@ -229,7 +230,12 @@ class SocketConversation(ABC):
 
     def _regulate(self) -> None:
         """Who says more than can be appended, or does not take the answers, is not read."""
-        reading = self._link.writable and not self._inbox.full and self._throttle is None
+        reading = (
+            self._link.writable
+            and not self._inbox.full
+            and self._throttle is None
+            and not self._deaf
+        )
         if reading != self._reading:
             self._reading = reading
             if reading:
@@ -247,6 +253,14 @@ class SocketConversation(ABC):
         if not self._closed:
             await step()
 
+    def _fail_in_turn(self, error: MentatError) -> None:
+        """Close when all that was said before is appended; nothing more is heard."""
+        self._deaf = True
+        self._later(partial(self._fail_now, error))
+
+    async def _fail_now(self, error: MentatError) -> None:
+        self._fail(error)
+
     def _fail(self, error: MentatError) -> None:
         self._close(close_for(error))
 
@@ -259,7 +273,7 @@ class SocketConversation(ABC):
     def _end(self) -> None:
         """Idempotent."""
         if not self._closed:
-            self._closed = True
+            self._closed = self._deaf = True
             if self._throttle is not None:
                 self._throttle.cancel()
             self._release()

@@ -185,6 +185,12 @@ class Inbox:
         """Where it may publish is asked anew."""
         self._lanes.clear()
 
+    def abandon(self) -> None:
+        """Records that wait are not appended any more."""
+        for group in self._queue:
+            if isinstance(group, _Group):
+                group.clear()
+
     def flush(self) -> None:
         """Carry out what there is: now, as far as that goes."""
         if self._running:
