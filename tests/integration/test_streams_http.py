@@ -55,7 +55,8 @@ class Client:
         assert answer.status_code == 200, answer.text
 
     def ws(self, stream_id: str, query: str = "", **more: Any) -> connect:
-        return connect(f"ws://127.0.0.1:{self.port}/ws/streams/{stream_id}{query}", **more)
+        url = f"ws://127.0.0.1:{self.port}/ws/streams/{stream_id}{query}"
+        return connect(url, max_queue=None, **more)  # with unread messages it could not close
 
     async def sse(self, stream_id: str, query: str = "", **more: Any) -> Any:
         path = f"/api/v1/streams/{stream_id}/sse{query}"
@@ -197,7 +198,7 @@ async def test_unknown_streams_and_bad_cursors(client: Client) -> None:
         ("st_nobody", 404, "STREAM_UNKNOWN"),
         ("st_nobody/sse", 404, "STREAM_UNKNOWN"),
         (f"{stream_id}/sse?from=x", 400, "STREAM_CURSOR_INVALID"),
-        (f"{stream_id}/sse?from=-1", 400, "STREAM_CURSOR_INVALID"),
+        (f"{stream_id}/sse?from=--1", 400, "STREAM_CURSOR_INVALID"),
     ):
         answer = await client.http.get(f"/api/v1/streams/{path}")
         assert (answer.status_code, answer.json()["code"]) == (status, code), path

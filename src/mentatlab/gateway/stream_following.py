@@ -7,7 +7,7 @@ from mentatlab.gateway.stream_wire import Marks, gap_message, message
 from mentatlab.protocol.errors import MentatError
 from mentatlab.protocol.frames import lane_head
 from mentatlab.protocol.records import RecordType, timestamp
-from mentatlab.streams.buffer import Item
+from mentatlab.streams.buffer import Item, Items
 from mentatlab.streams.port import Lane, Run
 from mentatlab.streams.pump import Pump
 from mentatlab.streams.subscription import Subscription
@@ -122,11 +122,14 @@ class Following:
     def _ready(self) -> bool:
         return self._link.writable
 
-    def _deliver(self, items: list[Item]) -> None:
+    def _deliver(self, items: Items) -> None:
         assert self._pump is not None
         self._marks.fresh = True
         self._tell_gap(self._pump.subscription)
-        self._send(items)
+        if items.framed and self._binary:
+            self._send(items)
+        else:
+            self._link.send_items(items, joined=True)
         if self._binary and (last := items[-1].entry).terminal:
             self._state = "ended" if last.type is RecordType.END else "errored"
 

@@ -17,7 +17,7 @@ from mentatlab.gateway.stream_access import Authority
 from mentatlab.gateway.stream_socket import Surroundings
 from mentatlab.gateway.stream_wire import Marks
 from mentatlab.protocol.errors import MentatError
-from mentatlab.streams.buffer import Item
+from mentatlab.streams.buffer import Item, Items
 from mentatlab.streams.positions import parse_rate
 from mentatlab.streams.pump import Pump
 from mentatlab.streams.subscription import Options, Subscription
@@ -172,7 +172,7 @@ class EventFeed:
     def _ready(self) -> bool:
         return self._link.writable
 
-    def _deliver(self, items: list[Item]) -> None:
+    def _deliver(self, items: Items) -> None:
         self._marks.fresh = True
         if self._subscription.gap is not None:
             self._link.send(self._gap())

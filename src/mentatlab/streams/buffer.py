@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from mentatlab.streams.port import Entry
 
 TAIL_BYTES = 256 * 1024
@@ -16,19 +18,17 @@ Wake = Callable[[], None]
 """Told when there may be something new; called in the loop's thread, must not raise."""
 
 
-class Item:
+class Item(msgspec.Struct, gc=False, eq=False):
     """A record with its position in the feed (sequence or rseq).
 
     `text` and `event` are what transports make of it once for all readers: a WebSocket frame, an
     SSE chunk.
     """
 
-    __slots__ = ("entry", "event", "position", "text")
-
-    def __init__(self, position: int, entry: Entry) -> None:
-        self.position, self.entry = position, entry
-        self.text: bytes | None = None
-        self.event: bytes | None = None
+    position: int
+    entry: Entry
+    text: bytes | None = None
+    event: bytes | None = None
 
     @property
     def json(self) -> bytes:
@@ -36,9 +36,36 @@ class Item:
 
     def size(self, binary: bool) -> int:
         """The bytes that a reader's credit pays for: of the frame for those who take frames."""
-        if binary and self.entry.frame is not None:
-            return len(self.entry.frame)
-        return len(self.entry.json)
+        entry = self.entry
+        return len(entry.json if entry.frame is None or not binary else entry.frame)
+
+
+class Items(list[Item]):
+    """Items in order. Shared by those who read them together, so it is not changed."""
+
+    __slots__ = ("_framed", "_sizes")
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        super().__init__(items)
+        self._sizes: dict[bool, int] = {}
+        self._framed: bool | None = None
+
+    @property
+    def framed(self) -> bool:
+        """Whether there are binary records among them."""
+        if self._framed is None:
+            self._framed = any(item.entry.frame is not None for item in self)
+        return self._framed
+
+    def size(self, binary: bool) -> int:
+        """Of all together."""
+        size = self._sizes.get(binary)
+        if size is None:
+            size = self._sizes[binary] = sum([item.size(binary) for item in self])
+        return size
+
+
+NOTHING = Items(())
 
 
 def by_sequence(entry: Entry) -> Item:
@@ -56,7 +83,8 @@ class Tail:
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
         self._bytes = 0
-        self._last: list[Item] = []  # the newest batch, shared by those who wait for it
+        self._last = NOTHING  # the newest, for those who wait for it
+        self.position: int = -1  # of the newest item; -1 = the log must be asked
         self.untouched = True
         self.listeners: dict[Listener, None] = {}
 
@@ -70,32 +98,33 @@ class Tail:
 
     def add(self, items: Sequence[Item]) -> None:
         """Items in order. Those that come late are left to the log."""
-        if self._items:
-            last = self._items[-1].position
-            items = [item for item in items if item.position > last]
-            if items and items[0].position != last + 1:
+        if self._items and items[0].position != self.position + 1:
+            items = [item for item in items if item.position > self.position]
+            if not items:
+                return
+            if items[0].position != self.position + 1:
                 self.clear()
-        if not items:
-            return
         self.untouched = False
         self._items.extend(items)
-        self._bytes += sum(item.entry.length for item in items)
+        self.position = items[-1].position
+        self._bytes += sum([item.entry.length for item in items])
         while self._bytes > TAIL_BYTES and len(self._items) > 1:
             self._bytes -= self._items.popleft().entry.length
-        self._last = list(items)
+        self._last = Items(items)
 
     def clear(self) -> None:
         """What there is must be read from the log."""
         self.untouched = False
         self._items.clear()
-        self._last = []
+        self._last = NOTHING
+        self.position = -1
         self._bytes = 0
 
     def ring(self) -> None:
         for listener in tuple(self.listeners):
             listener.on_wake()
 
-    def read(self, after: int, max_bytes: int, binary: bool = False) -> list[Item] | None:
+    def read(self, after: int, max_bytes: int, binary: bool = False) -> Items | None:
         """Items with position > `after` within `max_bytes`; None when the log must be asked."""
         if not self._items:
             return None
@@ -104,7 +133,7 @@ class Tail:
             return None
         last = self._last
         if last and last[0].position == after + 1:  # a reader who keeps up
-            return within(last, max_bytes, binary)
+            return last if last.size(binary) <= max_bytes else within(last, max_bytes, binary)
         found = (self._items[at] for at in range(after + 1 - first, len(self._items)))
         return within(found, max_bytes, binary)
 
@@ -118,7 +147,7 @@ class Tail:
         return None
 
 
-def within(items: Iterable[Item], max_bytes: int, binary: bool) -> list[Item]:
+def within(items: Iterable[Item], max_bytes: int, binary: bool) -> Items:
     """The first items that fit together, at least one."""
     taken: list[Item] = []
     for item in items:
@@ -126,7 +155,7 @@ def within(items: Iterable[Item], max_bytes: int, binary: bool) -> list[Item]:
         if taken and max_bytes < 0:
             break
         taken.append(item)
-    return taken
+    return Items(taken)
 
 
 class Listener:

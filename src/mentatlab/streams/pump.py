@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mentatlab.protocol.errors import MentatError
-from mentatlab.streams.buffer import Item
+from mentatlab.streams.buffer import Items
 from mentatlab.streams.subscription import Subscription
 
 ROOM_BYTES = 64 * 1024
@@ -26,7 +26,7 @@ class Pump:
         subscription: Subscription,
         *,
         ready: Callable[[], bool],
-        deliver: Callable[[list[Item]], None],
+        deliver: Callable[[Items], None],
         ended: Callable[[], None],
         failed: Callable[[MentatError], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -64,7 +64,7 @@ class Pump:
         if self._pass_on(items) or self._woken:
             self.run()
 
-    def _pass_on(self, items: list[Item]) -> bool:
+    def _pass_on(self, items: Items) -> bool:
         """Whether there may be more."""
         if items and not self._closed:
             self._deliver(items)

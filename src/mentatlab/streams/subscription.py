@@ -8,7 +8,7 @@ transports (see `pump`), `batch` or `async for` for programs.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -16,7 +16,15 @@ import msgspec
 from mentatlab.protocol.errors import Code, Gone
 from mentatlab.protocol.records import Cursor, StreamChunk
 from mentatlab.streams.backpressure import Hold
-from mentatlab.streams.buffer import Item, Listener, Wake, by_rseq, by_sequence
+from mentatlab.streams.buffer import (
+    NOTHING,
+    Item,
+    Items,
+    Listener,
+    Wake,
+    by_rseq,
+    by_sequence,
+)
 from mentatlab.streams.port import READ_BYTES, Lane, StreamLog
 from mentatlab.streams.positions import Gap, Start
 
@@ -71,7 +79,7 @@ class Feed(Protocol):
 
     key: str
 
-    async def read(self, after: int, max_bytes: int) -> list[Item]: ...
+    async def read(self, after: int, max_bytes: int) -> Items: ...
 
     async def head(self) -> int: ...
 
@@ -84,8 +92,9 @@ class LaneFeed:
     def __init__(self, log: StreamLog, stream_id: str) -> None:
         self._log, self.key = log, stream_id
 
-    async def read(self, after: int, max_bytes: int) -> list[Item]:
-        return [by_sequence(e) for e in await self._log.read(self.key, after, max_bytes=max_bytes)]
+    async def read(self, after: int, max_bytes: int) -> Items:
+        found = await self._log.read(self.key, after, max_bytes=max_bytes)
+        return Items(map(by_sequence, found))
 
     async def head(self) -> int:
         return (await self._log.get(self.key)).head
@@ -99,8 +108,9 @@ class RunFeed:
     def __init__(self, log: StreamLog, run_id: str) -> None:
         self._log, self.key = log, run_id
 
-    async def read(self, after: int, max_bytes: int) -> list[Item]:
-        return [by_rseq(e) for e in await self._log.read_run(self.key, after, max_bytes=max_bytes)]
+    async def read(self, after: int, max_bytes: int) -> Items:
+        found = await self._log.read_run(self.key, after, max_bytes=max_bytes)
+        return Items(map(by_rseq, found))
 
     async def head(self) -> int:
         return (await self._log.run(self.key)).head
@@ -232,7 +242,7 @@ class Subscription:
 
     # ------------------------------------------------------------------ for transports
 
-    def take(self, room: int = READ_BYTES) -> list[Item] | None:
+    def take(self, room: int = READ_BYTES) -> Items | None:
         """What can be handed out now, at most `room` bytes or one item.
 
         []: nothing now; `wake` says when to try again, unless it is `over`. None: the log must be
@@ -241,11 +251,14 @@ class Subscription:
         self._held = 0
         room = self._room(room)
         while room > 0 and not self.over:
+            if self._position == self._tail.position and not self._unsure():
+                self._starve(True)
+                return NOTHING
             if self._options.policy != "log":
                 self._skip(room)
             items = self._tail.read(self._position, room, self._options.binary)
             if items is None and self._tail.untouched and self._position >= self._head:
-                items = []
+                items = NOTHING
             if items is None or (not items and self._unsure()):
                 return None
             if not items:
@@ -254,9 +267,9 @@ class Subscription:
             found = self._handed_out(items)
             if found or self._timer is not None:
                 return found
-        return []
+        return NOTHING
 
-    async def load(self, room: int = READ_BYTES) -> list[Item]:
+    async def load(self, room: int = READ_BYTES) -> Items:
         """As `take`, from the log; [] also when a run turns out to be over.
 
         What `guard` and the log raise.
@@ -279,7 +292,7 @@ class Subscription:
             found = self._handed_out(items)
             if found or self._timer is not None:
                 return found
-        return []
+        return NOTHING
 
     def _room(self, room: int) -> int:
         return room if self._granted is None else min(room, self._granted - self._delivered)
@@ -288,27 +301,26 @@ class Subscription:
         """In a run others may still publish after its last terminal record was read."""
         return self._is_run and self._ending and self._checked != self._position
 
-    def _handed_out(self, items: Sequence[Item]) -> list[Item]:
+    def _handed_out(self, items: Items) -> Items:
         """Those of the items, one after the other, that may go now; moves the cursor."""
         if items[0].position != self._position + 1:
             self._miss(items[0].position, "retention")
         items = self._due(_contiguous(items))
-        for item in items:
-            if item.entry.terminal:
-                self._ending = True
         if not items:
-            return []
+            return NOTHING
+        if items[-1].entry.terminal or (self._is_run and any(i.entry.terminal for i in items)):
+            self._ending = True
         self._position = items[-1].position
         if self._ending and not self._is_run:
             self.over = True
         self._starve(False)
         if self._hold is not None:
             self._unconsumed.extend(items)
-        wanted = self._options.filter
-        found = [item for item in items if wanted is None or wanted.passes(item)]
-        self._held = sum(item.size(self._options.binary) for item in found)
+        if (wanted := self._options.filter) is not None:
+            items = Items(item for item in items if wanted.passes(item))
+        self._held = items.size(self._options.binary)
         self._delivered += self._held
-        return found
+        return items
 
     def _starve(self, starved: bool) -> None:
         if self._hold is not None:
@@ -339,7 +351,7 @@ class Subscription:
         self.gap = Gap(begin, end, kind, end)
         self._position = position - 1
 
-    def _due(self, items: Sequence[Item]) -> Sequence[Item]:
+    def _due(self, items: Items) -> Items:
         """At a rate: those whose time has come; the rest will wake the reader."""
         if self._options.rate is None:
             return items
@@ -352,7 +364,7 @@ class Subscription:
             wait = self._time_of(item, self._options.rate) - now
             if wait > 0:
                 self._timer = loop.call_later(wait, self._time_has_come)
-                return items[:count]
+                return Items(items[:count])
         return items
 
     def _time_of(self, item: Item, rate: float) -> float:
@@ -366,7 +378,7 @@ class Subscription:
 
     # ------------------------------------------------------------------ for programs
 
-    async def batch(self, idle_s: float | None = None) -> list[Item]:
+    async def batch(self, idle_s: float | None = None) -> Items:
         """The next records, at most 256 KiB or one; [] when over, or after `idle_s` without any."""
         self._held = 0
         self.acknowledge(self._position)
@@ -377,9 +389,9 @@ class Subscription:
             async with asyncio.timeout(idle_s):
                 return await self._next(self._news)
         except TimeoutError:
-            return []
+            return NOTHING
 
-    async def _next(self, news: asyncio.Event) -> list[Item]:
+    async def _next(self, news: asyncio.Event) -> Items:
         while not self.over:
             news.clear()
             items = self.take()
@@ -389,7 +401,7 @@ class Subscription:
                 return items
             if not self.over:
                 await news.wait()
-        return []
+        return NOTHING
 
     def __aiter__(self) -> "Subscription":
         return self
@@ -411,10 +423,10 @@ class Subscription:
         return item.entry.record
 
 
-def _contiguous(items: Sequence[Item]) -> Sequence[Item]:
+def _contiguous(items: Items) -> Items:
     """Up to the first hole."""
     first = items[0].position
     if items[-1].position - first == len(items) - 1:
         return items
     holed = (at for at, item in enumerate(items) if item.position != first + at)
-    return items[: next(holed)]
+    return Items(items[: next(holed)])
