@@ -159,13 +159,13 @@ class RedisServer:
         replication, *_ = await self.send(
             ("INFO", "replication"), *(("SCRIPT LOAD", script.source) for script in scripts.ALL)
         )
-        origin: str = replication.get("master_replid2", "")
+        origin = str(replication.get("master_replid2", ""))  # zeros: it took over from nobody
         (epoch,) = await self.send(
             command(
                 scripts.RECOGNISE,
                 (f"{self.prefix}data", self.channel),
                 self._process,
-                origin.strip("0"),
+                origin if origin.strip("0") else "",
                 int(bool(weakness)),
                 int(self._clock() * 1000),
             )
