@@ -18,6 +18,7 @@ from mentatlab.conformance import (
     shipped_cases,
 )
 from support.asyncapi import DOCUMENT, of_message
+from support.redis import redis_server
 from support.server import Up, mentatlab, up
 
 CASES = load_cases(shipped_cases(), VERBS)
@@ -35,10 +36,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, str]]:
-    """One that asks everybody for a credential, and a key."""
+    """One that asks everybody for a credential, on the portable transport; and a key."""
     home = tmp_path_factory.mktemp("home")
     added = mentatlab("keys", "add", "--name", "kit", *SCOPES, "--json", home=home)
-    with up(home, "--host", "0.0.0.0") as running:
+    with up(home, "--host", "0.0.0.0", env={"MENTATLAB_TRANSPORT": "portable"}) as running:
         yield running, json.loads(added.stdout)["key"]
 
 
@@ -90,13 +91,22 @@ def misfits(heard: Messages) -> Iterator[str]:
 
 
 @pytest.mark.timeout(300)
-def test_the_kit_passes_where_a_credential_is_needed(guarded: tuple[Up, str]) -> None:
+def test_the_kit_passes_portably_and_where_a_credential_is_needed(guarded: tuple[Up, str]) -> None:
     server, key = guarded
     results = play(server, CASES, key=key)
     assert failures(results) == []
     outcomes = {result.id: result.outcome for result in results}
     assert outcomes["token-in-hello"] == "passed"
     assert outcomes["foreign-host"] == "skipped"
+
+
+@pytest.mark.timeout(300)
+def test_the_kit_passes_on_redis(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as redis,
+        up(tmp_path / "home", env={"MENTATLAB_LOG": redis.url}) as server,
+    ):
+        assert failures(play(server, CASES)) == []
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from mentatlab.conformance.cases import Step, verb_of
 from mentatlab.conformance.clients import EventSource, Message, WebSocket
 from mentatlab.conformance.frames import BINARY, CLOSE, TEXT, media_frame, websocket_frame
 from mentatlab.conformance.match import match, shown
-from mentatlab.conformance.world import FailedError, World, answer_of
+from mentatlab.conformance.world import FailedError, World, answer_of, asked_to_wait
 
 PROTOCOL = "msp.v1+json"
 AT_ANY_TIME = frozenset({"mark", "credit", "throttle", "published"})
@@ -127,8 +127,11 @@ async def connect(
         "Sec-WebSocket-Protocol": str(world.fill(protocol or "")),
         **world.headers(headers, auth),
     }
+    url = world.url + world.fill(path)
     async with _patience(world, lambda: "no answer to the handshake"):
-        socket = await WebSocket.open(world.url + world.fill(path), told, window=window, pong=pong)
+        socket = await WebSocket.open(url, told, window=window, pong=pong)
+        while await asked_to_wait(socket.status, socket.headers):
+            socket = await WebSocket.open(url, told, window=window, pong=pong)
     world.add(as_, socket)
     world.check({"status": 101, **expect}, {"status": socket.status, "headers": socket.headers})
 
@@ -189,6 +192,8 @@ async def sse(
     request = world.http.build_request("GET", url, headers=world.headers(headers, auth))
     async with _patience(world, lambda: "no answer"):
         response = await world.http.send(request, stream=True)
+        while await asked_to_wait(response.status_code, response.headers):
+            response = await world.http.send(request, stream=True)
         if response.status_code == 200:
             world.add(as_, EventSource(response))
             answer = {"status": 200, "headers": dict(response.headers)}
