@@ -4,37 +4,28 @@ import asyncio
 import base64
 import json
 import logging
-import socket
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 
-from mentatlab.gateway import problems
-from mentatlab.gateway.admission import Admission, Rules
-from mentatlab.gateway.asgi import AdmissionMiddleware
-from mentatlab.gateway.identity import Caller
-from mentatlab.gateway.server import Transport, serving
-from mentatlab.gateway.stream_connections import Connections
-from mentatlab.gateway.stream_portable import portable_router
-from mentatlab.gateway.stream_routes import stream_router
-from mentatlab.gateway.streams import Shared, Streams
-from mentatlab.protocol.ids import new_id
-from mentatlab.protocol.tokens import Claims, Ticket, mint, mint_ticket
+from mentatlab.gateway.server import Transport
+from mentatlab.protocol.tokens import mint
 from mentatlab.streams import StreamingConnectionManager, open_hub
+from support.guarded_server import (
+    ELSEWHERE,
+    HOME_KEY,
+    NEVER,
+    TOKEN_SECRET,
+    Guarded,
+    bearer,
+    claims,
+    guarded,
+    ticket,
+    token,
+)
 
-SECRET = b"s" * 32
-HOME_KEY = "ml_home_key_of_the_server"
-KEYS = {
-    "ml_reader_key": Caller(scopes=frozenset({"read"}), name="reader"),
-    "ml_writer_key": Caller(scopes=frozenset({"publish"}), name="writer"),
-    "ml_foreign_key": Caller(scopes=frozenset({"read", "publish"}), name="f", workspace="theirs"),
-}
-NEVER = "ml_key_that_is_looked_up_for_ever"
 EDGES = {
     "http": "/api/v1/streams/{id}",
     "log": "/api/v1/streams/{id}/log",
@@ -45,12 +36,6 @@ EDGES = {
 Headers = Mapping[str, str]
 
 
-async def lookup(key: str) -> Caller | None:
-    if key == NEVER:
-        await asyncio.Event().wait()
-    return KEYS.get(key)
-
-
 class Answer(NamedTuple):
     """Of an HTTP answer its status and its problem's code; of a WebSocket 101 and how it closed."""
 
@@ -59,20 +44,15 @@ class Answer(NamedTuple):
     headers: Headers = {}
 
 
-class Served(NamedTuple):
-    hub: StreamingConnectionManager
-    admission: Admission
-    port: int
-
-    async def ask(self, edge: str, path: str, headers: Headers) -> Answer:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            said = {"Host": f"127.0.0.1:{self.port}", **(_UPGRADE[edge]), **headers}
-            lines = "".join(f"{name}: {value}\r\n" for name, value in said.items() if value)
-            writer.write(f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
-            return await asyncio.wait_for(_answer(reader), 10)
-        finally:
-            writer.close()
+async def ask(server: Guarded, edge: str, path: str, headers: Headers) -> Answer:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        said = {"Host": f"127.0.0.1:{server.port}", **_UPGRADE[edge], **headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in said.items() if value)
+        writer.write(f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
+        return await asyncio.wait_for(_answer(reader), 10)
+    finally:
+        writer.close()
 
 
 _HANDSHAKE = {
@@ -119,46 +99,6 @@ async def hub() -> AsyncIterator[StreamingConnectionManager]:
     await hub.aclose()
 
 
-@asynccontextmanager
-async def served(
-    hub: StreamingConnectionManager, transport: Transport, **rules: Any
-) -> AsyncGenerator[Served]:
-    said = {"loopback": True, "home_key": HOME_KEY, "token_secret": SECRET, **rules}
-    admission = Admission(Rules(**said), lookup, hub, authorise_s=0.2)
-    streams = Streams(admission, Connections(hub), Shared())
-    app = FastAPI()
-    problems.install(app)
-    app.include_router(stream_router(hub, admission))
-    app.include_router(portable_router(streams.connections))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with serving(
-            AdmissionMiddleware(app, admission),
-            listener,
-            drain=hub.drain,
-            streams=streams,
-            transport=transport,
-        ):
-            yield Served(hub, admission, listener.getsockname()[1])
-
-
-def claims(id_: str, *capabilities: Any, seconds: float = 60, workspace: str = "default") -> Claims:
-    until = int(time.time() + seconds)
-    return Claims(subject=id_, capabilities=capabilities, workspace=workspace, expires=until)
-
-
-def token(id_: str, *capabilities: Any, **more: Any) -> dict[str, str]:
-    return bearer(mint(claims(id_, *capabilities, **more), SECRET))
-
-
-def ticket(id_: str, *, seconds: float = 60) -> str:
-    until = int(time.time() + seconds)
-    return mint_ticket(Ticket(id=new_id("tk"), claims=claims(id_, "sub"), expires=until), SECRET)
-
-
-def bearer(credential: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {credential}"}
-
-
 class Case(NamedTuple):
     """`expected` of HTTP, log, SSE and of a WebSocket's handshake; `closed` where a WebSocket is
     opened and then closed with that. `rules`: what is other than on a loopback server."""
@@ -173,7 +113,6 @@ class Case(NamedTuple):
     only: tuple[str, ...] = tuple(EDGES)
 
 
-ELSEWHERE = {"loopback": False}
 CASES = [
     Case("foreign host", (403, "FORBIDDEN_HOST"), lambda _: {"Host": "evil.example"}),
     Case("no host", (403, "FORBIDDEN_HOST"), lambda _: {"Host": ""}),
@@ -239,13 +178,13 @@ async def test_refused_on_every_edge(
 ) -> None:  # fmt: skip
     caplog.set_level(logging.INFO, "mentatlab.access")
     lane = (await hub.create_stream("a", "b", external=True)).lane
-    async with served(hub, transport, **case.rules) as server:
+    async with guarded(hub, transport, **case.rules) as server:
         for edge in case.only:
             path = EDGES[edge].format(id="st_unknown" if case.unknown else lane.stream_id)
             query = case.query(lane.stream_id)
             caplog.clear()
-            answer = await server.ask(
-                edge, f"{path}?{query}" if query else path, case.headers(lane.stream_id)
+            answer = await ask(
+                server, edge, f"{path}?{query}" if query else path, case.headers(lane.stream_id)
             )
             if case.closed and edge in ("ws", "msp"):
                 assert (answer.status, answer.code) == (101, case.closed), edge
@@ -277,9 +216,9 @@ def test_no_two_cases_have_one_name() -> None:
 async def test_long_paths_on_every_edge(
     hub: StreamingConnectionManager, transport: Transport
 ) -> None:
-    async with served(hub, transport) as server:
+    async with guarded(hub, transport) as server:
         for edge, path in EDGES.items():
-            answer = await server.ask(edge, path.format(id="x" * 3000), {})
+            answer = await ask(server, edge, path.format(id="x" * 3000), {})
             assert (answer.status, answer.code) == (414, "URI_TOO_LONG"), edge
 
 
@@ -290,16 +229,16 @@ async def test_who_may_comes_in_on_every_edge(
     """By each carrier; and the access log never has the query, where a ticket stands."""
     id_ = (await hub.create_stream("a", "b", external=True)).stream_id
     await hub.end_stream(id_)
-    async with served(hub, transport, **ELSEWHERE) as server:
+    async with guarded(hub, transport, **ELSEWHERE) as server:
         for edge, path in EDGES.items():
             for headers in (token(id_, "sub"), bearer(HOME_KEY), bearer("ml_reader_key")):
-                answer = await server.ask(edge, path.format(id=id_), headers)
+                answer = await ask(server, edge, path.format(id=id_), headers)
                 assert answer.status == (101 if edge in ("ws", "msp") else 200), edge
         for edge in ("ws", "msp"):
             offered = _UPGRADE[edge].get("Sec-WebSocket-Protocol")
-            ours = f"bearer.{mint(claims(id_, 'sub'), SECRET)}"
+            ours = f"bearer.{mint(claims(id_, 'sub'), TOKEN_SECRET)}"
             protocols = ours if offered is None else f"{offered}, {ours}"
-            answer = await server.ask(edge, EDGES[edge].format(id=id_),
+            answer = await ask(server, edge, EDGES[edge].format(id=id_),
                                       {"Sec-WebSocket-Protocol": protocols})  # fmt: skip
             assert answer.status == 101
             assert answer.headers.get("sec-websocket-protocol") == offered
@@ -314,10 +253,10 @@ async def test_a_ticket_opens_each_edge_once(
     caplog.set_level(logging.INFO, "mentatlab.access")
     id_ = (await hub.create_stream("a", "b", external=True)).stream_id
     await hub.end_stream(id_)
-    async with served(hub, transport, **ELSEWHERE) as server:
+    async with guarded(hub, transport, **ELSEWHERE) as server:
         given = ticket(id_)
         path = f"{EDGES[edge].format(id=id_)}?from=1&ticket={given}"
-        first, again = [await server.ask(edge, path, {}) for _ in range(2)]
+        first, again = [await ask(server, edge, path, {}) for _ in range(2)]
     assert first.status == (101 if edge in ("ws", "msp") else 200)
     assert (again.status, again.code) == (401, "TOKEN_INVALID")
     assert given not in caplog.text
@@ -326,7 +265,7 @@ async def test_a_ticket_opens_each_edge_once(
 async def test_published_records_have_a_rate(hub: StreamingConnectionManager) -> None:
     """Whoever has published too many waits, and nothing of what is refused is appended."""
     id_ = (await hub.create_stream("a", "b", external=True)).stream_id
-    async with served(hub, "auto", record_rate=1, burst=1000) as server:
+    async with guarded(hub, "auto", record_rate=1, burst=1000) as server:
         url = f"http://127.0.0.1:{server.port}/api/v1/streams/{id_}/records"
         async with httpx2.AsyncClient(headers=bearer(HOME_KEY)) as http:
             assert (await http.post(url, json=[{"data": n} for n in range(50)])).status_code == 200

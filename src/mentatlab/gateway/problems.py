@@ -27,6 +27,7 @@ STATUS: dict[type[MentatError], int] = {
     errors.Invalid: 400,
     errors.ValidationFailed: 422,
     errors.Unauthenticated: 401,
+    errors.CredentialEnded: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.Gone: 410,

@@ -10,8 +10,8 @@ from starlette.requests import HTTPConnection
 from mentatlab.gateway.credentials import Credentials
 from mentatlab.gateway.identity import Caller, authorise
 from mentatlab.gateway.limits import Buckets
-from mentatlab.protocol.errors import Code, Forbidden, Unauthenticated
-from mentatlab.protocol.tokens import Capability, Claims
+from mentatlab.protocol.errors import Code, Forbidden
+from mentatlab.protocol.tokens import Capability, Claims, ended
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.port import Lane, Run, unknown
 
@@ -85,13 +85,11 @@ class Authority:
     async def guard(self) -> None:
         """Whether the credential still holds (a revoked key: within a second).
 
-        `Unauthenticated(TOKEN_INVALID)` for a token or ticket that has ended,
+        `CredentialEnded(TOKEN_INVALID)` for a token or ticket that has ended,
         `Unauthenticated(UNAUTHENTICATED)` for a key that was revoked.
         """
         if self.expires is not None and self.expires <= time.time():
-            raise Unauthenticated(
-                Code.TOKEN_INVALID, "the token has expired", hint="ask for a new one"
-            )
+            raise ended("token")
         if self._credential is not None:
             await self._shared.credentials.still(self._credential)
 

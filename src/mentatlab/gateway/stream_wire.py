@@ -61,6 +61,8 @@ def close_for(error: MentatError) -> Close:
     match error:
         case errors.Conflict():
             code = 4109
+        case errors.CredentialEnded():
+            code = EXPIRED.code
         case errors.OutOfSpace() | errors.Internal():
             code = 1011
         case errors.Unavailable():

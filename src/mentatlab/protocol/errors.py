@@ -4,6 +4,7 @@ MentatError
 ├── Invalid            the input is wrong; sending it again cannot help
 │   └── ValidationFailed   many problems at once, each with code, JSON pointer, message, hint
 ├── Unauthenticated    no or a bad credential
+│   └── CredentialEnded    it was good until its time was over; another one will do
 ├── Forbidden          a good credential that may not do this
 ├── NotFound           unknown, or not yours (the two look alike on purpose)
 ├── Gone               it was here and has expired
@@ -217,6 +218,10 @@ class ValidationFailed(Invalid):
 
 
 class Unauthenticated(MentatError):
+    pass
+
+
+class CredentialEnded(Unauthenticated):
     pass
 
 

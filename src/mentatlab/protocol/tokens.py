@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Unauthenticated
+from mentatlab.protocol.errors import Code, CredentialEnded, Unauthenticated
 
 T = TypeVar("T")
 
@@ -43,10 +43,12 @@ def mint(claims: Claims, secret: bytes) -> str:
 
 
 def verify(token: str, secret: bytes, *, now: float) -> Claims:
-    """The claims of a token that is ours and not over; else `Unauthenticated(TOKEN_INVALID)`."""
+    """The claims of a token that is ours; else `Unauthenticated(TOKEN_INVALID)`, and
+    `CredentialEnded(TOKEN_INVALID)` when it is over.
+    """
     claims = _opened("token", "v1", token, secret, Claims)
     if claims.expires <= now:
-        raise _refused("token", "has expired")
+        raise ended("token")
     return claims
 
 
@@ -55,14 +57,18 @@ def mint_ticket(ticket: Ticket, secret: bytes) -> str:
 
 
 def verify_ticket(text: str, secret: bytes, *, now: float) -> Ticket:
-    """A ticket that is ours and not over; else `Unauthenticated(TOKEN_INVALID)`.
+    """A ticket that is ours and not over; errors as of `verify`.
 
     Whether it was used is not told by it: see `gateway.tickets`.
     """
     ticket = _opened("ticket", "t1", text, secret, Ticket)
     if min(ticket.expires, ticket.claims.expires) <= now:
-        raise _refused("ticket", "has expired")
+        raise ended("ticket")
     return ticket
+
+
+def ended(kind: str) -> CredentialEnded:
+    return CredentialEnded(Code.TOKEN_INVALID, f"the {kind} has expired", hint="ask for a new one")
 
 
 def _sealed(version: str, content: bytes, secret: bytes) -> str:
@@ -75,10 +81,10 @@ def _opened(kind: str, version: str, text: str, secret: bytes, content: type[T])
         found, body, signature = text.split(".")
         ours = _encode(_sign(version, body, secret)).encode()
         if found != version or not hmac.compare_digest(signature.encode(), ours):
-            raise _refused(kind, "is not valid")
+            raise _invalid(kind)
         return msgspec.json.decode(_decode(body), type=content)
     except (ValueError, binascii.Error, msgspec.DecodeError) as error:
-        raise _refused(kind, "is not valid") from error
+        raise _invalid(kind) from error
 
 
 def _sign(version: str, body: str, secret: bytes) -> bytes:
@@ -93,5 +99,5 @@ def _decode(text: str) -> bytes:
     return base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
-def _refused(kind: str, why: str) -> Unauthenticated:
-    return Unauthenticated(Code.TOKEN_INVALID, f"the {kind} {why}", hint="ask for a new one")
+def _invalid(kind: str) -> Unauthenticated:
+    return Unauthenticated(Code.TOKEN_INVALID, f"the {kind} is not valid", hint="ask for a new one")
