@@ -387,6 +387,10 @@ async def test_metrics_are_prometheus_text(http: httpx2.AsyncClient):
     answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert "\nmentatlab_agents 2\n" in answer.text
+    again = (await http.get("/metrics")).text
+    assert '\nmentatlab_requests_total{edge="http",status="200"} 1\n' in again
+    assert "\n# TYPE mentatlab_requests_total counter\n" in again
+    assert "\nmentatlab_stream_publishers 0\n" in again
     for line in answer.text.splitlines():
         assert line.startswith("# ") or float(line.rsplit(" ", 1)[1]) >= 0
 

@@ -86,7 +86,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         keys_router(services.keys),
         stream_router(services.hub, admission),
         portable_router(services.connections),
-        system_router(services.agents, services.hub, admission.book),
+        system_router(services.agents, services.connections, admission.book),
     ]
 
 

@@ -12,9 +12,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 import mentatlab
 from mentatlab.gateway.admission import Book
 from mentatlab.gateway.identity import Caller, requires
+from mentatlab.gateway.stream_connections import Connections
 from mentatlab.protocol.errors import Code, Unavailable
 from mentatlab.runs.registry import AgentRegistry
-from mentatlab.streams import StreamingConnectionManager
 
 Reader = Annotated[Caller, Depends(requires("read"))]
 DOCS = Path(__file__).with_name("docs.html")
@@ -29,7 +29,7 @@ class Health(BaseModel):
     version: str
 
 
-def system_router(agents: AgentRegistry, hub: StreamingConnectionManager, book: Book) -> APIRouter:
+def system_router(agents: AgentRegistry, connections: Connections, book: Book) -> APIRouter:
     router = APIRouter(tags=["server"])
     started = time.time()
 
@@ -39,7 +39,7 @@ def system_router(agents: AgentRegistry, hub: StreamingConnectionManager, book: 
 
     @router.get("/readyz", summary="It takes work; 503 while it stops")
     async def readyz() -> Health:
-        if hub.draining.is_set():
+        if connections.hub.draining.is_set():
             raise Unavailable(
                 Code.UNAVAILABLE, "the server is stopping", hint="try again when it is up"
             )
@@ -51,7 +51,7 @@ def system_router(agents: AgentRegistry, hub: StreamingConnectionManager, book: 
             [
                 ("start_time_seconds", "When this process began to serve.", [("", started)]),
                 ("agents", "Agents that flows may name.", [("", len(agents.list()))]),
-                *_streams(hub),
+                *_streams(connections),
                 *_requests(book),
             ]
         )
@@ -73,11 +73,19 @@ Metric = tuple[str, str, list[tuple[str, float]]]
 """Name without prefix, help, and (labels, value) pairs; a counter's name ends in `_total`."""
 
 
-def _streams(hub: StreamingConnectionManager) -> list[Metric]:
-    now = hub.statistics()
+def _streams(connections: Connections) -> list[Metric]:
+    now, open_now = connections.hub.statistics(), connections.statistics()
     open_ = [(f'{{durability="{kind}"}}', float(count)) for kind, count in now.open.items()]
     return [
         ("streams_open", "Streams without their last record.", open_),
+        (
+            "stream_connections",
+            "Open connections of streams.",
+            [(f'{{kind="{kind}"}}', float(count)) for kind, count in open_now.open.items()],
+        ),
+        ("stream_connections_paused", "Not read just now.", [("", open_now.paused)]),
+        ("stream_publishers", "Streams that connections publish to.", [("", open_now.publishers)]),
+        ("stream_publishers_stalled", "Of these, silent ones.", [("", open_now.stalled)]),
         ("stream_subscriptions", "Readers of streams.", [("", now.subscriptions)]),
         ("stream_held_bytes", "Bytes read for subscribers, not yet sent.", [("", now.held_bytes)]),
     ]
