@@ -5,6 +5,7 @@ is cut, and when the server drains all are told at once.
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,11 @@ from mentatlab.gateway.stream_msp import PROTOCOL, MspConversation
 from mentatlab.gateway.stream_plain import PlainConversation
 from mentatlab.gateway.stream_socket import Member
 from mentatlab.gateway.stream_wire import Timing
+from mentatlab.protocol.errors import MentatError
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.publishers import Publishers
+
+log = logging.getLogger("mentatlab.gateway")
 
 
 class ConnectionStatistics(NamedTuple):
@@ -68,6 +72,18 @@ class Connections:
         if not self._sweeping:
             self._sweeping = True
             self.hub.start(self._sweep())
+
+    async def adopt_forever(self) -> None:
+        """Beside everything else, until cancelled: see `Publishers.adopt`."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await self.publishers.adopt(loop.time())
+            except MentatError as error:
+                log.warning("the leases of publishers: %s", error)
+            if len(self.publishers):
+                self.watch()
+            await asyncio.sleep(self.timing.lost_s / 12)
 
     def statistics(self) -> ConnectionStatistics:
         members = self._members

@@ -323,7 +323,7 @@ class MspConversation(SocketConversation):
             self._complain(said.id, error)
             return
         self._link.send_text(told)
-        self._joined(said.id, None if said.producer is None else said.producer.id)
+        self._joined(lane, None if said.producer is None else said.producer.id)
 
     def published(self, batch: Batch, lane: Lane, appended: Appended) -> None:
         self._outlets.appended(batch, lane, appended)

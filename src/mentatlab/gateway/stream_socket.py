@@ -197,11 +197,12 @@ class SocketConversation(ABC):
         if batch.terminal:
             publishers.ended(self, batch.stream_id)
             return
-        self._joined(batch.stream_id, None if batch.producer is None else batch.producer.id)
+        self._joined(lane, None if batch.producer is None else batch.producer.id)
 
-    def _joined(self, stream_id: str, producer_id: str | None) -> None:
-        publishers = self._around.publishers
-        publishers.joined(self, stream_id, producer_id, asyncio.get_running_loop().time())
+    def _joined(self, lane: Lane, producer: str | None) -> None:
+        publishers, now = self._around.publishers, asyncio.get_running_loop().time()
+        durable = lane.durability == "commit"
+        publishers.joined(self, lane.stream_id, producer, now, durable=durable)
         if self._closed:
             publishers.left(self)
 

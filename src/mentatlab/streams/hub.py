@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mentatlab.protocol.errors import Code, Conflict, Gone, Invalid, NotFound
+from mentatlab.protocol.errors import Code, Conflict, Gone, Invalid, NotFound, Unavailable
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import (
     Draft,
@@ -28,6 +28,7 @@ from mentatlab.protocol.records import (
 from mentatlab.streams.backpressure import Backpressure, Hold
 from mentatlab.streams.buffer import BufferManager, BufferStatistics, Item, by_rseq, by_sequence
 from mentatlab.streams.claims import Claims, LocalClaims
+from mentatlab.streams.leases import leases_of
 from mentatlab.streams.memory import MemoryStreamLog
 from mentatlab.streams.port import (
     KEEP,
@@ -113,6 +114,7 @@ class StreamingConnectionManager:
         self._clock = clock
         self._log: StreamLog = log or MemoryStreamLog(epoch=_boot_epoch(clock))
         self._immediate = _immediate(self._log)
+        self.leases = leases_of(self._log)
         self._claims = self._log if isinstance(self._log, Claims) else LocalClaims(clock)
         self._registry = StreamRegistry()
         self._live = self._log if isinstance(self._log, LiveLog) else None
@@ -517,7 +519,9 @@ async def _forever(work: Callable[[], Awaitable[object]], every_s: float) -> Non
     while True:
         try:
             await work()
-        except Exception:  # a log that cannot be reached, above all
+        except Unavailable as error:  # a log that cannot be reached
+            log.warning("housekeeping of the streams: %s", error)
+        except Exception:
             log.exception("housekeeping of the streams failed; the next is in %g s", every_s)
         await asyncio.sleep(every_s)
 

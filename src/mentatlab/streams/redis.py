@@ -28,6 +28,7 @@ from mentatlab.streams.port import (
     is_due,
     unknown,
 )
+from mentatlab.streams.redis_leases import RedisLeases
 from mentatlab.streams.redis_news import RedisNews
 from mentatlab.streams.redis_server import PATIENCE_S, Command, RedisServer
 from mentatlab.streams.redis_transaction import (
@@ -62,6 +63,7 @@ class RedisStreamLog:
 
     def __init__(self, server: RedisServer) -> None:
         self._server, self._writer = server, RedisWriter(server)
+        self.leases = RedisLeases(server)
         self._news = RedisNews(server, heard=self._heard, restored=self._restored)
         self._audience = Audience(_nothing, _nothing, _nothing)
         self._met: dict[str, _Met] = {}

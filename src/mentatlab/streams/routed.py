@@ -11,6 +11,7 @@ import msgspec
 
 from mentatlab.protocol.errors import NotFound
 from mentatlab.protocol.records import Draft, Producer, error_draft, start_draft
+from mentatlab.streams.leases import leases_of
 from mentatlab.streams.memory import MemoryStreamLog
 from mentatlab.streams.port import (
     READ_BYTES,
@@ -49,6 +50,7 @@ class RoutedLog:
         self._boot_epoch = memory.epoch
         self._commit: set[str] = set()  # lanes that are known to be in the durable log
         self._awaited: dict[str, float] = {}  # since when lanes wait for their publisher
+        self.leases = leases_of(durable)
 
     async def create(self, lane: Lane) -> Lane:
         made = await self._durable.create(self._named(lane))

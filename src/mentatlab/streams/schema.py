@@ -70,4 +70,10 @@ SCHEMA = (
     -- segments to be deleted: of runs that are gone, or never finished
     CREATE TABLE garbage (segment TEXT PRIMARY KEY) WITHOUT ROWID;
     """,
+    """
+    -- who publishes from outside; `until` in Unix seconds, `producers` a JSON list
+    CREATE TABLE leases (
+        stream_id TEXT PRIMARY KEY, producers TEXT NOT NULL, until REAL NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
