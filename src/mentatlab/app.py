@@ -272,6 +272,8 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         stack.push_async_callback(hub.aclose)
         await stack.enter_async_context(_beside(hub.sweep_forever()))
         await stack.enter_async_context(_beside(hub.tidy_forever()))
+        connections = Connections(hub)
+        await stack.enter_async_context(_beside(connections.adopt_forever()))
         agents = AgentRegistry(settings.agent_dirs, database)
         await agents.load()
         runner = LocalRunner()
@@ -297,7 +299,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             keys=keys,
             storage=storage,
             hub=hub,
-            connections=Connections(hub),
+            connections=connections,
             manifests=place / "agents",
         )
         admission = Admission(_rules(settings, key, secret), key_lookup(keys), hub)
