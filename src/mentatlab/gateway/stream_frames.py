@@ -86,7 +86,7 @@ def texts_of(items: Sequence[Item]) -> list[bytes]:
 
 def frames_of(items: Sequence[Item], joined: bool) -> bytes:
     """The records as text frames, one behind the other."""
-    if len(items) == 1 or not joined:
+    if not joined:
         return b"".join([frame_of(item) for item in items])
     return b"".join(map(text_frame, texts_of(items)))
 

@@ -32,6 +32,7 @@ from mentatlab.gateway.stream_frames import (
     PING,
     Fragments,
     WebSocketError,
+    frame_of,
     frames_of,
     header,
     text_frame,
@@ -199,12 +200,12 @@ class _Frames(WSProtocol):
         super().buffer_updated(len(request))
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return super().get_buffer(sizehint)[:READ_BYTES]
+        return WSProtocol.get_buffer(self, sizehint)[:READ_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._socket.failed:
             return
-        super().buffer_updated(nbytes)
+        WSProtocol.buffer_updated(self, nbytes)
         if self.transport.is_close_frame_sent and not self._socket.closing:
             self._socket.fail()
 
@@ -312,7 +313,11 @@ class Socket(WSListener):
             self._transport.write(text_frame(text))
 
     def send_items(self, items: Sequence[Item], *, joined: bool) -> None:
-        if not self.closing:
+        if self.closing:
+            return
+        if len(items) == 1:
+            self._transport.write(frame_of(items[0]))
+        else:
             self._transport.write(self._shared.of(joined, items, frames_of, joined))
 
     def send_binary(self, parts: Sequence[bytes | memoryview]) -> None:

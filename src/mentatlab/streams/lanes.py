@@ -205,21 +205,17 @@ class _Batch:
         if self._rseq is not None:
             self._rseq += 1
         payload, frame, size = self._encoded(draft, sequence)
+        more = self._more(draft)
+        text = b'{"type":"%b",%b,"sequence":%d,"timestamp":"%b","payload":%b%b}' % (
+            _TYPE[kind], self._names, sequence, self._stamp, payload, more,
+        )  # fmt: skip
+        lane, rseq = self._lane, self._rseq
         entry = Entry(
-            self._lane.stream_id,
-            self._lane.run_id,
-            kind,
-            sequence,
-            self._rseq,
-            self._time_ms,
-            size,
-            b'{"type":"%b",%b,"sequence":%d,"timestamp":"%b","payload":%b%b}'
-            % (_TYPE[kind], self._names, sequence, self._stamp, payload, self._more(draft)),
-            frame,
+            lane.stream_id, lane.run_id, kind, sequence, rseq, self._time_ms, size, text, frame
         )
         self.entries.append(entry)
         self.head = sequence
-        self.kept += entry.length
+        self.kept += len(text) if frame is None else entry.length
         if kind is RecordType.DATA:
             self._chunks += 1
             self._bytes += size

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from mentatlab.protocol.records import TERMINAL
 from mentatlab.streams.port import Entry, Lane
 
 
@@ -20,7 +21,7 @@ class StreamRegistry:
         return self._lanes.get(stream_id)
 
     def appended(self, entry: Entry) -> None:
-        if entry.terminal:
+        if entry.type in TERMINAL:
             self._lanes.pop(entry.stream_id, None)
 
     def forget_run(self, run_id: str) -> None:

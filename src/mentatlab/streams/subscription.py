@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from mentatlab.protocol.errors import Code, Gone
-from mentatlab.protocol.records import Cursor, StreamChunk
+from mentatlab.protocol.records import TERMINAL, Cursor, StreamChunk
 from mentatlab.streams.backpressure import Hold
 from mentatlab.streams.buffer import (
     NOTHING,
@@ -308,7 +308,9 @@ class Subscription:
         items = self._due(_contiguous(items))
         if not items:
             return NOTHING
-        if items[-1].entry.terminal or (self._is_run and any(i.entry.terminal for i in items)):
+        if items[-1].entry.type in TERMINAL or (
+            self._is_run and any(item.entry.terminal for item in items)
+        ):
             self._ending = True
         self._position = items[-1].position
         if self._ending and not self._is_run:
