@@ -26,8 +26,8 @@ Send = Callable[[Publisher], Awaitable[None]]
 def _chunk_size(_: click.Context, __: click.Parameter, text: str) -> int:
     try:
         size = parse_size(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+    except Invalid as error:
+        raise click.BadParameter(error.message) from error
     if not 1 <= size <= MAX_RECORD_BYTES:
         raise click.BadParameter("a record has 1 byte to 1 MiB")
     return size

@@ -23,6 +23,9 @@ class Gap(NamedTuple):
     next: str
 
 
+_PARTIAL = "what came before is right, but it is not all"
+_AGAIN = "read it again from the start"
+
 Element = StreamChunk | Reset | Gap
 """What a reader gets."""
 
@@ -71,7 +74,7 @@ class Following:
     def finish(self) -> None:
         """The server has no more. `TruncatedStream` when the lane has begun and did not end."""
         if self._id in self._lanes and not self.ended:
-            raise TruncatedStream("the server has no more, and the end did not come")
+            raise TruncatedStream("the server has no more, and the end did not come", hint=_AGAIN)
 
 
 class Follower:
@@ -121,14 +124,19 @@ class Follower:
     def _check_end(self, payload: dict[str, Any]) -> None:
         reason = payload.get("reason")
         if reason != "complete":
-            raise TruncatedStream(f"the stream ended: {reason}")
+            raise TruncatedStream(f"the stream ended: {reason}", hint=_PARTIAL)
         standing = sum(last - first + 1 for first, last in self._standing)
         if self._whole and standing != payload.get("chunks"):
-            raise TruncatedStream(f"{standing} of {payload.get('chunks')} records came")
+            raise TruncatedStream(
+                f"{standing} of {payload.get('chunks')} records came", hint=_AGAIN
+            )
 
 
 def _failure(record: StreamChunk) -> StreamFailed:
     error: dict[str, Any] = record.payload.get("error", {})
     return StreamFailed(
-        Code.UPSTREAM_FAILED, f"{error.get('code')}: {error.get('message')}", details=error
+        Code.UPSTREAM_FAILED,
+        f"{error.get('code')}: {error.get('message')}",
+        hint=_PARTIAL,
+        details=error,
     )

@@ -141,7 +141,8 @@ class Reading:
         if at <= self._cursor.sequence:
             return record.type is RecordType.START
         if self._dense and at != self._cursor.sequence + 1:
-            self._end(TruncatedStream(f"what lies between {self._cursor} and {at} did not come"))
+            missing = f"what lies between {self._cursor} and {at} did not come"
+            self._end(TruncatedStream(missing, hint="read it again from the cursor"))
             return False
         self._cursor = self._cursor._replace(sequence=at)
         return True
