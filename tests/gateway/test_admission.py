@@ -1,5 +1,7 @@
 """Every refusal on every edge, in process."""
 
+import logging
+
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI
@@ -141,6 +143,21 @@ async def test_rate_is_per_key_and_the_user_at_the_machine_has_none():
         assert int(refused.headers["retry-after"]) > 0
         assert (await http.get("/who", headers=bearer(HOME_KEY))).status_code == 200
         assert {(await http.get("/who")).status_code for _ in range(5)} == {200}
+
+
+async def test_the_access_log_has_one_line_for_each_request(caplog: pytest.LogCaptureFixture):
+    """Whatever is in the address; and never the query, where a ticket may stand."""
+    caplog.set_level(logging.INFO, "mentatlab.access")
+    async with client() as http:
+        await http.get("/who%0aforged line?ticket=secret", headers=bearer("ml_reader"))
+        await http.get("/bug")
+        await http.get("/healthz")
+    lines = [line.getMessage() for line in caplog.records if line.name == "mentatlab.access"]
+    assert [line.split(" ms")[0].rsplit(" ", 1)[0] for line in lines] == [
+        "127.0.0.1 GET /who\\nforged line 404 reader",
+        "127.0.0.1 GET /bug 500 loopback",
+        "127.0.0.1 GET /healthz 200 -",
+    ]
 
 
 async def test_a_bug_is_answered_with_an_id(caplog: pytest.LogCaptureFixture):
