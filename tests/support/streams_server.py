@@ -100,7 +100,11 @@ class SseReader:
             "Accept: text/event-stream\r\nConnection: close\r\n\r\n".encode()
         )
         self = cls(reader, writer)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        except (OSError, asyncio.IncompleteReadError):
+            await self.aclose()
+            raise
         self.status = int(head[0].split()[1])
         self.headers = {
             name.lower(): value.strip()
