@@ -76,10 +76,17 @@ def _rounds(
     found: dict[str, dict[str, list[Load]]] = {}
     for _ in range(rounds):
         for hub in hubs:
-            with hub.start() as running:
-                for label, load in measure(running).items():
-                    found.setdefault(label, {}).setdefault(hub.name, []).append(load)
+            for label, load in _measured(hub, measure).items():
+                found.setdefault(label, {}).setdefault(hub.name, []).append(load)
     return found
+
+
+def _measured(hub: Hub, measure: Callable[[Running], dict[str, Load]]) -> dict[str, Load]:
+    try:
+        with hub.start() as running:
+            return measure(running)
+    except OSError as error:
+        raise RuntimeError(f"{hub.name}: {error}") from error
 
 
 _SHARES = f"{'server':>8}{'generator':>11}"
