@@ -235,6 +235,34 @@ async def test_a_run_with_damage_is_not_sealed(
     assert len(await log.read(ids[0], 0)) == 32
 
 
+async def test_a_read_asks_the_store_three_times_however_much_it_gets(tmp_path: Path) -> None:
+    """Places, extents, records: what lies together is read together, over small holes too."""
+
+    class Counting(SegmentFolder):
+        reads = 0
+
+        async def read(self, name: str, offset: int, length: int) -> bytes:
+            self.reads += 1
+            return await super().read(name, offset, length)
+
+    store = Counting(tmp_path / "streams-sealed")
+    log = await open_sqlite(tmp_path / "streams.db", store=store, limits=Limits(min_bytes=0))
+    try:
+        ids = [await opened(log, lane(name)) for name in "ab"]
+        for number in range(200):
+            await append(log, ids[number % 2], data_draft("x" * 300))
+        for stream_id in ids:
+            await append(log, stream_id, END)
+        await log.tidy(LATER)
+        store.reads = 0
+        assert len(await log.read(ids[1], 0)) == 102
+        assert store.reads == 3
+        assert len(await log.read_run("rn_1", 3)) == 201
+        assert store.reads == 5
+    finally:
+        await log.aclose()
+
+
 class Failing(SegmentFolder):
     """A store that is away when something is put, or afterwards."""
 

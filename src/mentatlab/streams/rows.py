@@ -340,8 +340,9 @@ def lane_at_time(connection: sqlite3.Connection, id_: int, head: int, time_ms: i
     return _at_time(connection, "lane", "sequence", id_, (0, head), time_ms)
 
 
-def run_at_time(connection: sqlite3.Connection, run: FoundRun, begin: int, time_ms: int) -> int:
-    """Among the records with rseq > `begin`."""
+def run_at_time(connection: sqlite3.Connection, run: FoundRun, time_ms: int) -> int:
+    """Among the records that its segment has not."""
+    begin = 0 if run.order is None else run.order.head
     return _at_time(connection, "run", "rseq", run.id, (begin, run.run.head), time_ms)
 
 
@@ -374,8 +375,8 @@ def _at_time(
 
 
 def last_file(connection: sqlite3.Connection) -> int:
-    (number,) = connection.execute("SELECT coalesce(max(file), 0) FROM records").fetchone()
-    return number
+    query = "SELECT coalesce(max(file), 0) FROM records WHERE file IS NOT NULL"
+    return connection.execute(query).fetchone()[0]
 
 
 def names_file(connection: sqlite3.Connection, number: int) -> bool:

@@ -27,7 +27,7 @@ from mentatlab.streams.port import Entry, Lane, SegmentStore
 from mentatlab.streams.segments import lost
 
 MAGIC = b"mentseg\x01"
-HOLE_BYTES = 64 * 1024
+HOLE_BYTES = 16 * 1024
 """Ranges that lie closer together are read at once."""
 
 _FIELDS, _CRC = struct.Struct(">QqIIIII"), struct.Struct(">I")
@@ -295,9 +295,10 @@ def within(extents: Sequence[tuple[int, int]], max_bytes: int) -> Sequence[tuple
 
 
 def _together(ranges: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Groups of ranges, given in the order of the file, that one read gets."""
     groups: list[list[tuple[int, int]]] = []
     for offset, length in ranges:
-        if groups and 0 <= offset - sum(groups[-1][-1]) <= HOLE_BYTES:
+        if groups and groups[-1][0][0] <= offset <= sum(groups[-1][-1]) + HOLE_BYTES:
             groups[-1].append((offset, length))
         else:
             groups.append([(offset, length)])

@@ -51,6 +51,11 @@ class Sealer:
         self._scratch, self._limits = scratch, limits
         self._making: set[str] = set()
 
+    def forget_unfinished(self) -> None:
+        """What a crash left in the making."""
+        for path in self._scratch.glob("*.new"):
+            path.unlink()
+
     async def seal(self, read_run: ReadRun, now: float) -> None:
         """Seal the runs whose time has come."""
         before = now - self._limits.age_s

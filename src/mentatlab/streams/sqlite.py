@@ -14,6 +14,7 @@ from mentatlab.protocol.errors import Code, Gone, NotFound
 from mentatlab.protocol.records import Draft, Producer
 from mentatlab.sqlite import Database
 from mentatlab.streams import rows, sealed_rows
+from mentatlab.streams.leases import SqliteLeases
 from mentatlab.streams.port import (
     READ_BYTES,
     READ_RECORDS,
@@ -45,10 +46,11 @@ class InPart(NamedTuple):
 
 
 class InOrder(NamedTuple):
-    """A run that lies in its segment, and the lanes of it that may be read."""
+    """A run up to `head` lies in its segment; `names` are the lanes of it that may be read."""
 
     run: SealedRun
     names: Names
+    head: int
 
 
 async def open_sqlite(
@@ -66,7 +68,9 @@ async def open_sqlite(
     store = store or SegmentFolder(path.with_name(f"{path.stem}-sealed"))
     database = await Database(path, SCHEMA, before_commit=files.sync).open()
     files.open(await database.read(rows.last_file))
-    log = SqliteStreamLog(database, files, store, Sealer(database, store, folder, limits))
+    sealer = Sealer(database, store, folder, limits)
+    sealer.forget_unfinished()
+    log = SqliteStreamLog(database, files, store, sealer)
     await log.drop_unused()
     return log
 
@@ -79,6 +83,7 @@ class SqliteStreamLog:
     ) -> None:
         self._database, self._files, self._store = database, files, store
         self._sealer = sealer
+        self.leases = SqliteLeases(database)
 
     async def create(self, lane: Lane) -> Lane:
         return await self._database.write(lambda connection: rows.create(connection, lane))
@@ -162,25 +167,22 @@ class SqliteStreamLog:
         max_records: int = READ_RECORDS,
         max_bytes: int = READ_BYTES,
     ) -> list[Entry]:
-        def of_segment(connection: sqlite3.Connection) -> InOrder | None:
+        def work(connection: sqlite3.Connection) -> list[Entry] | InOrder:
             run = rows.find_run(connection, run_id)
-            if run.order is None or after >= run.order.head:
-                return None
-            return InOrder(self._sealed(run), sealed_rows.readable(connection, run.id))
-
-        def of_rows(connection: sqlite3.Connection) -> list[Entry]:
-            run = rows.find_run(connection, run_id)
-            begin = after if run.order is None else max(after, run.order.head)
-            found = rows.by_run(connection, run.id, begin, max_records)
+            if run.order is not None and after < run.order.head:
+                names = sealed_rows.readable(connection, run.id)
+                return InOrder(self._sealed(run), names, run.order.head)
+            found = rows.by_run(connection, run.id, after, max_records)
             return rows.entries(found, run_id, self._files, max_bytes)
 
         async def read() -> list[Entry]:
-            if (sealed := await self._database.read(of_segment)) is not None:
-                run, names = sealed
-                found = await run.read(after, names, max_records=max_records, max_bytes=max_bytes)
-                if found:
-                    return found
-            return await self._database.read(of_rows)
+            found = await self._database.read(work)
+            if not isinstance(found, InOrder):
+                return found
+            run, names, head = found
+            return await run.read(
+                after, names, max_records=max_records, max_bytes=max_bytes
+            ) or await self.read_run(run_id, head, max_records=max_records, max_bytes=max_bytes)
 
         return await _twice(read)
 
@@ -212,15 +214,15 @@ class SqliteStreamLog:
         return lane.head if position is None else position
 
     async def _run_at_time(self, run_id: str, time_ms: int) -> int:
-        found = await self._database.read(lambda connection: rows.find_run(connection, run_id))
-        if found.order is not None:
-            position = await self._sealed(found).at_time(time_ms)
-            if position is not None:
-                return position
-        begin = 0 if found.order is None else found.order.head
-        return await self._database.read(
-            lambda connection: rows.run_at_time(connection, found, begin, time_ms)
-        )
+        def work(connection: sqlite3.Connection) -> tuple[SealedRun | None, int]:
+            """The segment, and the position among the rows that follow on it."""
+            run = rows.find_run(connection, run_id)
+            sealed = None if run.order is None else self._sealed(run)
+            return sealed, rows.run_at_time(connection, run, time_ms)
+
+        sealed, among_rows = await self._database.read(work)
+        position = None if sealed is None else await sealed.at_time(time_ms)
+        return among_rows if position is None else position
 
     async def due(self, now: float, *, limit: int = 100) -> list[Lane]:
         return await self._database.read(lambda connection: rows.due(connection, now, limit))
