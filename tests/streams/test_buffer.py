@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mentatlab.protocol.records import RecordType
 from mentatlab.streams import BufferManager
-from mentatlab.streams.buffer import TAIL_BYTES, Item, Tail, by_sequence, within
+from mentatlab.streams.buffer import TAIL_BYTES, Item, Items, Tail, by_sequence, within
 from mentatlab.streams.port import Entry
 
 
@@ -20,7 +20,7 @@ def test_late_deliveries_leave_no_hole(order: list[int], after: int) -> None:
     """Batches of two records, delivered in any order."""
     tail = Tail()
     for batch in order:
-        tail.add([item(2 * batch + 1), item(2 * batch + 2)])
+        tail.add(Items([item(2 * batch + 1), item(2 * batch + 2)]))
     read = tail.read(after, 1000)
     if read is not None:
         assert [each.position for each in read] == list(range(after + 1, after + 1 + len(read)))
@@ -30,7 +30,7 @@ def test_late_deliveries_leave_no_hole(order: list[int], after: int) -> None:
 def test_the_log_is_asked_for_what_the_tail_has_not() -> None:
     tail = Tail()
     assert tail.read(0, 100) is None
-    tail.add([item(5), item(6)])
+    tail.add(Items([item(5), item(6)]))
     assert tail.read(3, 100) is None
     assert [each.position for each in tail.read(4, 100) or []] == [5, 6]
     assert tail.read(6, 100) == []
@@ -39,9 +39,9 @@ def test_the_log_is_asked_for_what_the_tail_has_not() -> None:
 
 def test_the_tail_is_bounded() -> None:
     tail = Tail()
-    tail.add([item(n, 60_000) for n in range(1, 20)])
+    tail.add(Items([item(n, 60_000) for n in range(1, 20)]))
     assert tail.bytes <= TAIL_BYTES
-    tail.add([item(20, 2 * TAIL_BYTES)])  # a single one may be larger
+    tail.add(Items([item(20, 2 * TAIL_BYTES)]))  # a single one may be larger
     assert [each.position for each in tail.read(19, 1) or []] == [20]
 
 
@@ -56,7 +56,7 @@ def test_tails_live_as_long_as_somebody_listens() -> None:
     one.on_wake, two.on_wake = (lambda: heard.append(1)), (lambda: heard.append(2))
     tail = one.tail
     assert two.tail is tail
-    tail.add([by_sequence(item(1).entry)])
+    tail.add(Items([by_sequence(item(1).entry)]))
     tail.ring()
     assert heard == [1, 2]
     assert buffers.statistics() == (1, 2, tail.bytes)

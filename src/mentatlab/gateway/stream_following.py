@@ -125,7 +125,8 @@ class Following:
     def _deliver(self, items: Items) -> None:
         assert self._pump is not None
         self._marks.fresh = True
-        self._tell_gap(self._pump.subscription)
+        if self._pump.subscription.gap is not None:
+            self._tell_gap(self._pump.subscription)
         if items.framed and self._binary:
             self._send(items)
         else:

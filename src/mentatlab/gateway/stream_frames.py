@@ -17,6 +17,7 @@ JOINED_BYTES = 64 * 1024
 """Records that are joined by newlines share a frame up to this size."""
 
 _FIN = 0x80
+_HEADER_16, _HEADER_64 = struct.Struct(">BBH"), struct.Struct(">BBQ")
 
 
 class WebSocketError(Exception):
@@ -63,8 +64,8 @@ def header(opcode: int, size: int) -> bytes:
     if size < 126:
         return bytes((_FIN | opcode, size))
     if size < 1 << 16:
-        return struct.pack(">BBH", _FIN | opcode, 126, size)
-    return struct.pack(">BBQ", _FIN | opcode, 127, size)
+        return _HEADER_16.pack(_FIN | opcode, 126, size)
+    return _HEADER_64.pack(_FIN | opcode, 127, size)
 
 
 def text_frame(text: bytes) -> bytes:

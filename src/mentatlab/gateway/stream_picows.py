@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 else:
     from picows.picows import WSProtocol
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 128 * 1024
 """Of one read: what bounds picows' buffer, which else doubles as long as reads fill it."""
 
 log = logging.getLogger("mentatlab.gateway")

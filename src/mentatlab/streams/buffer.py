@@ -5,7 +5,7 @@ encoded once for all listeners. Who lags further behind reads the log: nothing h
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -41,28 +41,28 @@ class Item(msgspec.Struct, gc=False, eq=False):
 
 
 class Items(list[Item]):
-    """Items in order. Shared by those who read them together, so it is not changed."""
+    """Items in order. Shared by those who read them together, so it is not changed.
 
-    __slots__ = ("_framed", "_sizes")
+    `bytes` are what they take in a log, `framed`: there are binary records among them.
+    """
+
+    __slots__ = ("_sizes", "bytes", "framed")
 
     def __init__(self, items: Iterable[Item]) -> None:
         super().__init__(items)
-        self._sizes: dict[bool, int] = {}
-        self._framed: bool | None = None
-
-    @property
-    def framed(self) -> bool:
-        """Whether there are binary records among them."""
-        if self._framed is None:
-            self._framed = any(item.entry.frame is not None for item in self)
-        return self._framed
+        texts = frames = replaced = 0  # the JSON of binary records is not sent with their frames
+        for item in self:
+            entry = item.entry
+            texts += len(entry.json)
+            if entry.frame is not None:
+                frames += len(entry.frame)
+                replaced += len(entry.json)
+        self.bytes, self.framed = texts + frames, frames > 0
+        self._sizes = texts, texts - replaced + frames
 
     def size(self, binary: bool) -> int:
-        """Of all together."""
-        size = self._sizes.get(binary)
-        if size is None:
-            size = self._sizes[binary] = sum([item.size(binary) for item in self])
-        return size
+        """As `Item.size`, of all together."""
+        return self._sizes[binary]
 
 
 NOTHING = Items(())
@@ -96,10 +96,10 @@ class Tail:
     def newest(self) -> Item | None:
         return self._items[-1] if self._items else None
 
-    def add(self, items: Sequence[Item]) -> None:
+    def add(self, items: Items) -> None:
         """Items in order. Those that come late are left to the log."""
         if self._items and items[0].position != self.position + 1:
-            items = [item for item in items if item.position > self.position]
+            items = Items([item for item in items if item.position > self.position])
             if not items:
                 return
             if items[0].position != self.position + 1:
@@ -107,10 +107,10 @@ class Tail:
         self.untouched = False
         self._items.extend(items)
         self.position = items[-1].position
-        self._bytes += sum([item.entry.length for item in items])
+        self._bytes += items.bytes
         while self._bytes > TAIL_BYTES and len(self._items) > 1:
             self._bytes -= self._items.popleft().entry.length
-        self._last = Items(items)
+        self._last = items
 
     def clear(self) -> None:
         """What there is must be read from the log."""

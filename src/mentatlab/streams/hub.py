@@ -26,7 +26,14 @@ from mentatlab.protocol.records import (
     start_draft,
 )
 from mentatlab.streams.backpressure import Backpressure, Hold
-from mentatlab.streams.buffer import BufferManager, BufferStatistics, Item, by_rseq, by_sequence
+from mentatlab.streams.buffer import (
+    BufferManager,
+    BufferStatistics,
+    Item,
+    Items,
+    by_rseq,
+    by_sequence,
+)
 from mentatlab.streams.claims import Claims, LocalClaims
 from mentatlab.streams.leases import leases_of
 from mentatlab.streams.memory import MemoryStreamLog
@@ -244,7 +251,7 @@ class StreamingConnectionManager:
 
     def _feed(self, key: str, entries: Sequence[Entry], item_of: Callable[[Entry], Item]) -> None:
         if (tail := self._buffers.get(key)) is not None:
-            tail.add([item_of(entry) for entry in entries])
+            tail.add(Items([item_of(entry) for entry in entries]))
             tail.ring()
 
     async def stream_chunk(self, stream_id: str, chunk: Draft | StreamChunk) -> Appended:

@@ -9,7 +9,7 @@ A producer's batch is appended exactly once: what the log has of it already is s
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -35,7 +35,7 @@ Measure = Callable[[int, int], int]
 _encode_json = msgspec.json.Encoder().encode
 
 
-class Step(NamedTuple):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """What an append does: `skipped` drafts were in the log already, `entries` are new, `lane` and
     `known` are the lane and its producer afterwards.
     """

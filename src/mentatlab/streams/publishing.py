@@ -28,7 +28,7 @@ INBOX_BYTES = 1 << 20
 _LARGEST = 1 << 53
 
 
-class Publication(NamedTuple):
+class Publication(msgspec.Struct, frozen=True, gc=False):
     """One record from outside, for `stream_id`; `size` in bytes as it came."""
 
     stream_id: str
@@ -56,14 +56,6 @@ class Batch(NamedTuple):
     def terminal(self) -> bool:
         """Whether it ends the stream."""
         return self.drafts[-1].type in TERMINAL
-
-
-def parse_producer(value: object) -> Producer | None:
-    """`Invalid(STREAM_RECORD_INVALID)`"""
-    try:
-        return None if value is None else checked_producer(msgspec.convert(value, Producer))
-    except msgspec.ValidationError as error:
-        raise _invalid(f"`producer`: {error}") from error
 
 
 def checked_producer(producer: Producer) -> Producer:
@@ -101,13 +93,14 @@ def joined(publications: Sequence[Publication], at: int = 0) -> tuple[Batch, int
 
     Neighbours of one stream join, as long as one producer's sequence goes on.
     """
-    first = publications[at]
-    end = at + 1
+    first, end = publications[at], at + 1
+    drafts, size = [first.draft], first.size
     while end < len(publications) and _continues(first, publications, end, end - at):
+        item = publications[end]
+        drafts.append(item.draft)
+        size += item.size
         end += 1
-    taken = publications[at:end]
-    drafts = tuple(item.draft for item in taken)
-    return Batch(first.stream_id, drafts, first.producer, sum(item.size for item in taken)), end
+    return Batch(first.stream_id, tuple(drafts), first.producer, size), end
 
 
 def _continues(first: Publication, publications: Sequence[Publication], at: int, nth: int) -> bool:

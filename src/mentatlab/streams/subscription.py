@@ -249,11 +249,11 @@ class Subscription:
         asked, `await load()`. Set `gap` is told before the items.
         """
         self._held = 0
+        if self._position == self._tail.position and not self._unsure():
+            self._starve(True)
+            return NOTHING
         room = self._room(room)
         while room > 0 and not self.over:
-            if self._position == self._tail.position and not self._unsure():
-                self._starve(True)
-                return NOTHING
             if self._options.policy != "log":
                 self._skip(room)
             items = self._tail.read(self._position, room, self._options.binary)
@@ -305,8 +305,9 @@ class Subscription:
         """Those of the items, one after the other, that may go now; moves the cursor."""
         if items[0].position != self._position + 1:
             self._miss(items[0].position, "retention")
-        items = self._due(_contiguous(items))
-        if not items:
+        if items[-1].position - self._position != len(items):
+            items = _contiguous(items)
+        if self._options.rate is not None and not (items := self._due(items, self._options.rate)):
             return NOTHING
         if items[-1].entry.type in TERMINAL or (
             self._is_run and any(item.entry.terminal for item in items)
@@ -353,17 +354,15 @@ class Subscription:
         self.gap = Gap(begin, end, kind, end)
         self._position = position - 1
 
-    def _due(self, items: Items) -> Items:
-        """At a rate: those whose time has come; the rest will wake the reader."""
-        if self._options.rate is None:
-            return items
+    def _due(self, items: Items, rate: float) -> Items:
+        """Those whose time has come; the rest will wake the reader."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._pace is None:
             self._pace = (items[0].entry.time_ms, now)
         self._timer = None
         for count, item in enumerate(items):
-            wait = self._time_of(item, self._options.rate) - now
+            wait = self._time_of(item, rate) - now
             if wait > 0:
                 self._timer = loop.call_later(wait, self._time_has_come)
                 return Items(items[:count])
@@ -428,7 +427,5 @@ class Subscription:
 def _contiguous(items: Items) -> Items:
     """Up to the first hole."""
     first = items[0].position
-    if items[-1].position - first == len(items) - 1:
-        return items
     holed = (at for at, item in enumerate(items) if item.position != first + at)
-    return Items(items[: next(holed)])
+    return Items(items[: next(holed, len(items))])
