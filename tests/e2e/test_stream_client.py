@@ -22,7 +22,13 @@ from mentatlab.protocol.errors import (
 )
 from mentatlab.protocol.records import StreamChunk
 from mentatlab.sdk.client import AsyncClient, Gap, StreamFailed, TruncatedStream
-from mentatlab.sdk.streaming import MediaChunk, Publisher, StreamConnection, endings
+from mentatlab.sdk.streaming import (
+    MediaChunk,
+    Publisher,
+    StreamConnection,
+    Subscription,
+    endings,
+)
 
 RECORDS = 10_000
 
@@ -303,3 +309,69 @@ async def test_a_server_that_comes_back_is_nothing_to_the_application(
                 got += [value_of(record) async for record in records]
                 await publishing
     assert got == values
+
+
+async def test_a_reader_can_make_the_publisher_wait(server: Up) -> None:
+    async with (
+        AsyncClient(server.url) as client,
+        client.connect_streams() as publishing,
+        client.connect_streams() as reading,
+        asyncio.TaskGroup() as group,
+    ):
+        stream_id = (await client.open_stream("me", "out", durability="memory"))["stream_id"]
+        async with reading.subscribe(stream_id, policy="block", max_bytes=50_000) as records:
+            out = publishing.publisher(stream_id)
+
+            async def publish() -> None:
+                async with out:
+                    for number in range(2000):
+                        await out.send(f"{number} {'x' * 1000}")
+
+            group.create_task(publish())
+            got: list[Any] = []
+            async for record in records:
+                got.append(record)
+                assert out.acknowledged <= len(got) + 1100  # 1 MiB of them
+    assert [r.sequence for r in got] == list(range(2, 2002))
+
+
+async def test_a_publisher_over_its_rate_waits_and_loses_nothing(tmp_path: Path) -> None:
+    with up(tmp_path / "home", env={"MENTATLAB_RECORD_RATE": "400"}) as slow:
+        async with AsyncClient(slow.url, slow.key) as client, client.connect_streams() as streams:
+            stream_id = (await client.open_stream("me", "out"))["stream_id"]
+            async with streams.publisher(stream_id) as out:
+                for number in range(1500):
+                    await out.send(number)
+            got = [
+                value_of(r) async for r in client.stream(stream_id) if isinstance(r, StreamChunk)
+            ]
+    assert got == list(range(1500))
+
+
+async def test_more_streams_than_a_connection_carries(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        run: dict[str, str] = {}
+        subscriptions: list[Subscription] = []
+        for number in range(129):
+            opened = await client.open_stream("me", f"pin{number}", durability="memory", **run)
+            run = {"run_id": opened["run_id"]}
+            await client.publish(opened["stream_id"], [number], end=True)
+            subscriptions.append(streams.subscribe(opened["stream_id"], rate=0.001))
+        with pytest.raises(TooLarge):
+            await anext(subscriptions[-1])
+        for subscription in subscriptions:
+            subscription.close()
+
+
+async def test_a_subscription_can_be_left_and_taken_up_again(server: Up) -> None:
+    async with AsyncClient(server.url) as client, client.connect_streams() as streams:
+        stream_id = (await client.open_stream("me", "out"))["stream_id"]
+        await client.publish(stream_id, list(range(10)))
+        for _ in range(20):
+            streams.subscribe(stream_id, "latest").close()
+        async with streams.subscribe(stream_id) as records:
+            assert [value_of(await anext(records)) for _ in range(3)] == [0, 1, 2]
+        later = streams.subscribe(stream_id, records.cursor or "start")
+        assert [value_of(await anext(later)) for _ in range(7)] == list(range(3, 10))
+        with pytest.raises(Conflict, match="has one for"):
+            streams.subscribe(stream_id)
