@@ -45,7 +45,9 @@ class Connections:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.hub, self.timing, self._clock = hub, timing or Timing(), clock
-        self.publishers = Publishers(hub, silent_s=self.timing.silent_s, lost_s=self.timing.lost_s)
+        self.publishers = Publishers(
+            hub, silent_s=self.timing.silent_s, lost_s=self.timing.lost_s, clock=clock
+        )
         self._members: dict[Member, None] = {}
         self._sweeping = False
 

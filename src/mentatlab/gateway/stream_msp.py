@@ -47,7 +47,7 @@ from mentatlab.gateway.stream_wire import (
     message,
 )
 from mentatlab.protocol import frames
-from mentatlab.protocol.errors import Code, Conflict, Forbidden, MentatError, RateLimited
+from mentatlab.protocol.errors import Code, Conflict, Forbidden, MentatError, RateLimited, TooLarge
 from mentatlab.protocol.records import MAX_RECORD_BYTES, Message, parse_cursor, parse_message
 from mentatlab.streams.port import READ_BYTES, Appended, Lane, Run
 from mentatlab.streams.positions import parse_rate
@@ -122,7 +122,10 @@ class MspConversation(SocketConversation):
     def _record(self, said: Message, size: int) -> None:
         self._admit_stranger(None)
         id_ = said.stream_id or self._id
-        self._put(self._outlets.publication_of(said, id_, size))
+        try:
+            self._put(self._outlets.publication_of(said, id_, size))
+        except TooLarge as error:
+            self._object(id_, error)
 
     def _control(self, data: bytes) -> None:
         check_size(len(data), MAX_CONTROL_BYTES, "a control message")

@@ -122,10 +122,8 @@ class Outlets:
 
     def publication_of(self, said: Message, id_: str, size: int) -> Publication:
         """Of a JSON record for that stream; `Invalid(STREAM_RECORD_INVALID)`."""
-        if said.producer_seq is not None and said.producer is None:
-            outlet = self._by_id.get(id_)
-            if outlet is None:
-                raise bad_frame("say `publish` with a `producer` before `producer_seq`")
+        outlet = self._by_id.get(id_)
+        if outlet is not None and said.producer_seq is not None and said.producer is None:
             said = msgspec.structs.replace(said, producer=outlet.producer_at(said.producer_seq))
         return publication_of(said, stream_id=id_, size=size)
 

@@ -257,12 +257,12 @@ class _Batch:
             encoded = _encode(draft.payload)
         size = len(encoded)
         if size > MAX_RECORD_BYTES:
-            raise _too_large(size)
+            raise too_large(size)
         return encoded, None, size
 
     def _encoded_binary(self, draft: Draft, body: bytes, sequence: int) -> tuple[bytes, bytes, int]:
         if len(body) > MAX_RECORD_BYTES:
-            raise _too_large(len(body))
+            raise too_large(len(body))
         metadata: dict[str, Any] = draft.values.get("metadata", {})
         frame = frames.encode(
             frames.Frame(
@@ -368,7 +368,7 @@ def _names(stream_id: str, run_id: str, node_id: str, pin_name: str) -> bytes:
     return _encode_json(names)[1:-1]
 
 
-def _too_large(size: int) -> TooLarge:
+def too_large(size: int) -> TooLarge:
     return TooLarge(
         Code.STREAM_RECORD_TOO_LARGE,
         f"the payload has {size} bytes, the limit is {MAX_RECORD_BYTES}",

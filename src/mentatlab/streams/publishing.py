@@ -13,6 +13,7 @@ import msgspec
 from mentatlab.protocol.errors import Code, Invalid, MentatError
 from mentatlab.protocol.frames import Frame
 from mentatlab.protocol.records import (
+    MAX_RECORD_BYTES,
     TERMINAL,
     Draft,
     Message,
@@ -20,6 +21,7 @@ from mentatlab.protocol.records import (
     draft_of,
 )
 from mentatlab.streams.hub import StreamingConnectionManager
+from mentatlab.streams.lanes import too_large
 from mentatlab.streams.port import Appended, Lane
 
 BATCH_RECORDS = 256
@@ -68,9 +70,19 @@ def checked_producer(producer: Producer) -> Producer:
 
 
 def publication_of(message: Message, *, stream_id: str, size: int) -> Publication:
-    """A record with its optional `producer{id, epoch, seq}`; `Invalid(STREAM_RECORD_INVALID)`."""
-    producer = None if message.producer is None else checked_producer(message.producer)
-    return Publication(stream_id, draft_of(message), producer, size)
+    """A record with its optional `producer{id, epoch, seq}`.
+
+    `Invalid(STREAM_RECORD_INVALID)`, or `TooLarge`: later it would take its neighbours along.
+    """
+    producer = message.producer
+    if producer is not None:
+        checked_producer(producer)
+    elif message.producer_seq is not None:
+        raise _invalid("`producer_seq` needs a `producer` that `publish` has told before")
+    draft = draft_of(message)
+    if isinstance(draft.payload, msgspec.Raw) and len(draft.payload) > MAX_RECORD_BYTES:
+        raise too_large(len(draft.payload))
+    return Publication(stream_id, draft, producer, size)
 
 
 def frame_draft(frame: Frame) -> Draft:
