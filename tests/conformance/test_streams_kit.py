@@ -100,6 +100,7 @@ def test_the_kit_passes_portably_and_where_a_credential_is_needed(guarded: tuple
     assert outcomes["foreign-host"] == "skipped"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_kit_passes_on_redis(tmp_path: Path) -> None:
     with (

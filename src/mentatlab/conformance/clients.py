@@ -71,7 +71,11 @@ class WebSocket:
         target = at.path + (f"?{at.query}" if at.query else "")
         lines = [f"{name}: {value}" for name, value in {**standard, **headers}.items() if value]
         self._writer.write("\r\n".join([f"GET {target} HTTP/1.1", *lines, "", ""]).encode())
-        await self._read_head(key)
+        try:
+            await self._read_head(key)
+        except BaseException:
+            await self.cut()
+            raise
         return self
 
     async def _read_head(self, key: str) -> None:
@@ -141,6 +145,8 @@ class WebSocket:
 
     async def cut(self) -> None:
         self._writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
 
 
 async def _dial(

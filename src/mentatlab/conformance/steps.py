@@ -131,6 +131,7 @@ async def connect(
     async with _patience(world, lambda: "no answer to the handshake"):
         socket = await WebSocket.open(url, told, window=window, pong=pong)
         while await asked_to_wait(socket.status, socket.headers):
+            await socket.cut()
             socket = await WebSocket.open(url, told, window=window, pong=pong)
     world.add(as_, socket)
     world.check({"status": 101, **expect}, {"status": socket.status, "headers": socket.headers})
@@ -193,6 +194,7 @@ async def sse(
     async with _patience(world, lambda: "no answer"):
         response = await world.http.send(request, stream=True)
         while await asked_to_wait(response.status_code, response.headers):
+            await response.aclose()
             response = await world.http.send(request, stream=True)
         if response.status_code == 200:
             world.add(as_, EventSource(response))
