@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from mentatlab import home
-from mentatlab.app import Settings, bind, build, bundled_agents, read_settings, running
+from mentatlab.app import Settings, SharedLog, bind, build, bundled_agents, read_settings, running
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.storage import StorageManager
 
@@ -31,6 +31,10 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         "MENTATLAB_HOSTS": "x.example, y.example",
         "MENTATLAB_RATE": "0",
         "MENTATLAB_MAX_OBJECT": "2GiB",
+        "MENTATLAB_LOG": "redis://:pass@host/0",
+        "MENTATLAB_REDIS_PREFIX": "mine:",
+        "MENTATLAB_REDIS_ALLOW_RELAXED": "yes",
+        "MENTATLAB_TOKEN_SECRET": "t" * 32,
         "ENABLE_MULTIMODAL": "off",
         "ENABLE_STREAMING": "False",
         "SECRET": "s",
@@ -42,7 +46,10 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
     assert (settings.rate, settings.multimodal, settings.streaming) == (0, False, False)
     assert settings.max_object == 2 << 30
     assert settings.environment["SECRET"] == "s"
-    assert "SECRET" not in repr(settings)
+    for secret in ("SECRET", "pass", "tttt"):
+        assert secret not in repr(settings)
+    assert settings.log == SharedLog(url="redis://:pass@host/0", prefix="mine:", allow_relaxed=True)
+    assert settings.token_secret == "t" * 32
     told = read_settings(environ, host="localhost", port=0, agent_dirs=(Path("/c"),))
     assert (told.host, told.port, told.agent_dirs[0]) == ("localhost", 0, Path("/c"))
 
@@ -57,6 +64,8 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         ("MENTATLAB_RATE", "fast"),
         ("MENTATLAB_MAX_OBJECT", "large"),
         ("ENABLE_STREAMING", "2"),
+        ("MENTATLAB_LOG", "postgres://x"),
+        ("MENTATLAB_TOKEN_SECRET", "too short"),
     ],
 )
 def test_wrong_settings_are_named(name: str, value: str):

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.gateway.conftest import ECHO_FLOW, write_agent
 from websockets.asyncio.client import connect
 
 from support.redis import RedisProcess, redis_server
@@ -164,6 +165,33 @@ async def test_any_server_serves_any_stream(pair: tuple[Up, Up]) -> None:
         logs = [await http.get(f"{API}/{stream['stream_id']}/log") for http in (a, b)]
         assert logs[0].text == logs[1].text
         assert logs[0].text.count("\n") == 82
+
+
+async def test_what_a_run_streams_can_be_read_on_every_server(
+    tmp_path: Path, own_redis: RedisProcess
+) -> None:
+    write_agent(tmp_path / "agents" / "echo")
+    with ExitStack() as stack:
+        one, two = (
+            stack.enter_context(
+                up(tmp_path / name, "--agents", tmp_path / "agents", env=shared(own_redis))
+            )
+            for name in ("1", "2")
+        )
+        async with client(one) as a, client(two) as b, asyncio.timeout(60):
+            run = {"flow": ECHO_FLOW, "inputs": {"words": "hello"}}
+            run_id = (await a.post("/api/v1/runs", json=run)).json()["run_id"]
+            sse = [
+                await SseReader.open(port(server), f"{API}/{run_id}/sse?from=start")
+                for server in (one, two)
+            ]
+            told, heard = [await reader.events() for reader in sse]
+            assert [event for event in told if event[0] != "hello"] == [
+                event for event in heard if event[0] != "hello"
+            ]
+            assert any('"hello"' in data for _, _, data in heard)
+            assert (await a.get(f"/api/v1/runs/{run_id}")).json()["state"] == "succeeded"
+            assert (await b.get(f"/api/v1/runs/{run_id}")).status_code == 404
 
 
 async def test_tokens_and_tickets_hold_on_every_server_and_tickets_once(

@@ -1,9 +1,11 @@
 """`mentatlab doctor`."""
 
 import importlib.metadata
+import os
 import platform
 import sqlite3
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -15,6 +17,7 @@ from mentatlab.cli.output import emit, json_option
 PARTS = {
     "client": ("click", "httpx2"),
     "server": ("fastapi", "uvicorn", "websockets", "pydantic", "PyYAML", "blake3", "Pillow", "av"),
+    "redis": ("redis",),
     "agents": ("mentatlab-models", "onnxruntime", "faster-whisper", "numpy"),
 }
 """Extra → the packages that tell whether it is there."""
@@ -33,9 +36,19 @@ def doctor(*, target: Target) -> None:
         "sqlite": sqlite3.sqlite_version,
         "home": str(place),
         "server": server.url if server else None,
+        "streams": _streams(os.environ.get("MENTATLAB_LOG") or "sqlite"),
         "missing": {part: lacking for part, names in PARTS.items() if (lacking := _lacking(names))},
     }
     emit(found, lambda: _describe(found))
+
+
+def _streams(log: str) -> str:
+    """Where a server that starts here keeps them; without a password."""
+    if log == "sqlite":
+        return "in the home"
+    address = urlsplit(log)
+    place = f"{address.hostname or ''}{f':{address.port}' if address.port else ''}{address.path}"
+    return f"{address.scheme}://{place}, shared by its servers; all else is in the home"
 
 
 def _lacking(names: tuple[str, ...]) -> list[str]:
@@ -53,6 +66,7 @@ def _installed(name: str) -> bool:
 def _describe(found: dict[str, Any]) -> str:
     lines = [f"{name:<10} {found[name]}" for name in ("mentatlab", "python", "sqlite", "home")]
     lines.append(f"server     {found['server'] or 'none runs'}")
+    lines.append(f"streams    {found['streams']}")
     for part in PARTS:
         lacking = found["missing"].get(part)
         state = f"lacks {', '.join(lacking)}: pip install 'mentatlab[{part}]'" if lacking else "ok"

@@ -2,7 +2,7 @@
 
 Each time it may be another server or another state of the data (at the start, after every lost
 connection) it is looked at anew before anything else is asked: does it keep what it acknowledges,
-and is it still the data set that readers know? See docs/decisions/0008.
+and is it still the data set that readers know? See docs/decisions/0010.
 """
 
 import asyncio
