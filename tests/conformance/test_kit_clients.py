@@ -26,13 +26,20 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 async def serving(script: Script) -> AsyncIterator[str]:
     """Its URL; each connection reads one request's head and then follows the script."""
 
+    talking: set[asyncio.Task[Any]] = set()
+
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if task := asyncio.current_task():
+            talking.add(task)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await script(await reader.readuntil(b"\r\n\r\n"), reader, writer)
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*talking)
 
 
 @contextlib.asynccontextmanager
