@@ -1,5 +1,7 @@
 """Finished runs in one file each: everything reads on as before."""
 
+import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 
 from mentatlab.protocol.errors import Code, Gone, NotFound
 from mentatlab.protocol.records import Producer, data_draft, end_draft
-from mentatlab.streams import SqliteStreamLog
+from mentatlab.streams import SqliteStreamLog, StreamingConnectionManager
 from mentatlab.streams.port import Entry, Lane, Retention, Run
 from mentatlab.streams.sealed import MAGIC
 from mentatlab.streams.sealing import Limits
@@ -331,3 +333,51 @@ async def test_a_run_that_changes_while_it_is_sealed_is_left(tmp_path: Path) -> 
             await log.run("rn_1")
     finally:
         await log.aclose()
+
+
+async def test_readers_do_not_notice(tmp_path: Path) -> None:
+    """One that is in the middle of a lane, and one that comes later, of the run."""
+    log = await open_sqlite(tmp_path / "streams.db")
+    hub = StreamingConnectionManager(log, clock=lambda: LATER)
+    async with contextlib.aclosing(hub):
+        ids = await finished_run(log)
+        order = await order_of(log)
+        async with hub.subscribe(ids[1]) as reader:
+            found = [item.entry for item in await reader.batch()]
+            await hub.tidy()
+            assert len(sealed(tmp_path)) == 1
+            while not reader.over:
+                found += [item.entry for item in await reader.batch()]
+        assert found == [entry for entry in order if entry.stream_id == ids[1]]
+        start = f"time:{NOW + 20}"
+        async with hub.subscribe(ids[0], from_=start) as reader:
+            assert [r.payload.get("data") async for r in reader] == [*range(18, 30), None]
+
+
+async def test_housekeeping_goes_on_after_it_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Away(SegmentFolder):
+        tries, kept = 0, asyncio.Event()
+
+        async def put(self, name: str, path: Path) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise ConnectionError("the store is away")
+            await super().put(name, path)
+
+        async def read(self, name: str, offset: int, length: int) -> bytes:
+            self.kept.set()
+            return await super().read(name, offset, length)
+
+    store = Away(tmp_path / "streams-sealed")
+    log = await open_sqlite(tmp_path / "streams.db", store=store)
+    hub = StreamingConnectionManager(log, clock=lambda: LATER)
+    async with contextlib.aclosing(hub):
+        await finished_run(log)
+        housekeeping = asyncio.create_task(hub.tidy_forever(every_s=0.01))
+        async with asyncio.timeout(30):
+            await store.kept.wait()
+        housekeeping.cancel()
+        await asyncio.gather(housekeeping, return_exceptions=True)
+    assert "the store is away" in caplog.text
