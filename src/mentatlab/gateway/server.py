@@ -42,6 +42,16 @@ _STREAMS_PATH = STREAMS_PATH.encode()
 
 log = logging.getLogger("mentatlab.gateway")
 
+_FAULTS_OF_CLIENTS = ("Invalid UTF-8 sequence", "Invalid HTTP request")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """What a client does wrong is answered to it; it must not be able to fill the log."""
+    return not record.getMessage().startswith(_FAULTS_OF_CLIENTS)
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_ours)
+
 
 class _Server(uvicorn.Server):
     """Signals belong to whoever owns the process."""

@@ -17,13 +17,13 @@ from mentatlab.gateway.compress import compressing
 from mentatlab.gateway.stream_access import authority
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_conversation import Conversation
+from mentatlab.gateway.stream_frames import texts_of
 from mentatlab.gateway.stream_log import From, Ticket
 from mentatlab.gateway.stream_sse import HEADERS, EventFeed, event_of, follow
 from mentatlab.gateway.stream_wire import Close
 from mentatlab.streams.buffer import Item
 
 HIGH_WATER = 64 * 1024
-_FRAME_BYTES = 64 * 1024
 _CLOSE_S = 1.0
 """How long a client that takes nothing may take to take the CLOSE."""
 
@@ -43,6 +43,10 @@ class Outbox(Generic[T]):
     @property
     def writable(self) -> bool:
         return self._bytes < HIGH_WATER
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
 
     def put(self, piece: T, size: int) -> None:
         if not self._closed:
@@ -81,6 +85,10 @@ class _Link(Generic[T]):
     @property
     def writable(self) -> bool:
         return self._outbox.writable
+
+    @property
+    def held(self) -> int:
+        return self._outbox.bytes
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._task(work)
@@ -169,7 +177,8 @@ class SocketLink(_Link[str | bytes]):
             await self._read.wait()
 
     async def _send(self) -> None:
-        with suppress(WebSocketDisconnect):
+        # the second: the ASGI server has closed by itself, for a fault of WebSocket
+        with suppress(WebSocketDisconnect, RuntimeError):
             await self._empty(self._send_one)
             await self._websocket.close(*self._close)
 
@@ -272,16 +281,3 @@ def portable_router(connections: Connections) -> APIRouter:
         await SocketLink(websocket, conversation).run()
 
     return router
-
-
-def texts_of(items: Sequence[Item]) -> list[bytes]:
-    """Records joined by newlines into texts of at most 64 KiB, or one record."""
-    texts: list[list[bytes]] = []
-    room = 0
-    for item in items:
-        room -= len(item.json) + 1
-        if room < 0:
-            texts.append([])
-            room = _FRAME_BYTES - len(item.json)
-        texts[-1].append(item.json)
-    return [b"\n".join(text) for text in texts]
