@@ -1,7 +1,7 @@
 # Every target sets itself up from a fresh clone: Python >= 3.11, git and make are enough.
 SHELL := /bin/sh
 PY := .venv/bin/python
-.PHONY: help demo test test-slow check format coverage bench lock schemas clean
+.PHONY: help demo test test-slow check format coverage bench bench-streams bench-chaos lock schemas clean
 
 help:
 	@echo "make demo      real photo, speech and video through the example agents -> out/demo/"
@@ -10,6 +10,8 @@ help:
 	@echo "make check     format, lint, types, import arrows"
 	@echo "make coverage  branch coverage, unit and integration apart"
 	@echo "make bench     speed, as a table beside the machine's commit latency"
+	@echo "make bench-streams   streams beside FastAPI, aiohttp, Node, NATS, Redis and C++ (ARGS=--quick)"
+	@echo "make bench-chaos     a million records under kill -9, and how available the server was"
 	@echo "make lock      renew the lock files     make schemas   write schemas/openapi.json"
 
 demo:
@@ -43,6 +45,14 @@ coverage:
 bench:
 	@scripts/setup.sh dev
 	@$(PY) -m benchmarks
+
+bench-streams:
+	@scripts/setup.sh dev
+	@$(PY) -m benchmarks.streams_peers $(ARGS)
+
+bench-chaos:
+	@scripts/setup.sh dev
+	@$(PY) -m benchmarks.streams_chaos $(ARGS)
 
 # Needs uv; everything else works with plain pip.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
