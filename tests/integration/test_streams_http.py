@@ -56,7 +56,8 @@ class Client:
 
     def ws(self, stream_id: str, query: str = "", **more: Any) -> connect:
         url = f"ws://127.0.0.1:{self.port}/ws/streams/{stream_id}{query}"
-        return connect(url, max_queue=None, **more)  # with unread messages it could not close
+        unbounded = {"max_queue": None}  # with unread messages the client could not close
+        return connect(url, **{**unbounded, **more})
 
     async def sse(self, stream_id: str, query: str = "", **more: Any) -> Any:
         path = f"/api/v1/streams/{stream_id}/sse{query}"

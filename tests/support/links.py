@@ -26,6 +26,7 @@ class _Link:
 
     def __init__(self) -> None:
         self.writable = True
+        self.held = 0
         self.said: asyncio.Queue[Any] = asyncio.Queue()
         self.closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -149,6 +149,10 @@ class Link:
     def writable(self) -> bool:
         return self._on_the_way < HIGH_WATER
 
+    @property
+    def held(self) -> int:
+        return self._on_the_way
+
     def send_text(self, text: bytes) -> None:
         self._send(text.decode())
 

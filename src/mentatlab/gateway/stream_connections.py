@@ -26,10 +26,14 @@ log = logging.getLogger("mentatlab.gateway")
 
 
 class ConnectionStatistics(NamedTuple):
-    """`open` by kind (`msp`, `plain`, `sse`); `paused`: how many are not read just now."""
+    """`open` by kind (`msp`, `plain`, `sse`); `paused`: how many are not read just now. Bytes that
+    wait for peers: of all connections, and of the one that makes the most wait.
+    """
 
     open: dict[str, int]
     paused: int
+    held: int
+    most_held: int
     publishers: int
     stalled: int
 
@@ -88,10 +92,12 @@ class Connections:
             await asyncio.sleep(self.timing.lost_s / 12)
 
     def statistics(self) -> ConnectionStatistics:
-        members = self._members
+        members, held = self._members, [member.held for member in self._members]
         return ConnectionStatistics(
             open=dict(Counter(member.kind for member in members)),
             paused=sum(not member.reading for member in members),
+            held=sum(held),
+            most_held=max(held, default=0),
             publishers=len(self.publishers),
             stalled=self.publishers.stalled_count,
         )

@@ -33,6 +33,11 @@ class Link(Protocol):
         """False above the high-water mark (64 KiB); then `Conversation.writable` is called."""
         ...
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for the peer to take them, and of a message that is not whole yet."""
+        ...
+
     def send_text(self, text: bytes) -> None:
         """One text frame."""
         ...

@@ -308,6 +308,11 @@ class Socket(WSListener):
 
     # ------------------------------------------------------------------ what is sent
 
+    @property
+    def held(self) -> int:
+        fragments = 0 if self._fragments is None else self._fragments.size
+        return self._transport.get_write_buffer_size() + fragments
+
     def send_text(self, text: bytes) -> None:
         if not self.closing:
             self._transport.write(text_frame(text))

@@ -36,6 +36,11 @@ class Member(Protocol):
         """False while it is not read, because it sends or is sent more than can be taken."""
         ...
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait in this process because of its peer."""
+        ...
+
     def tick(self, now: float, wall: float) -> None:
         """`now` in the loop's seconds, `wall` in Unix seconds."""
         ...
@@ -99,6 +104,10 @@ class SocketConversation(ABC):
     @property
     def reading(self) -> bool:
         return self._reading
+
+    @property
+    def held(self) -> int:
+        return self._link.held
 
     # ------------------------------------------------------------------ as transports call it
 

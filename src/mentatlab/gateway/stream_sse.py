@@ -69,6 +69,11 @@ class EventLink(Protocol):
         """False above the high-water mark (64 KiB); then `EventFeed.writable` is called."""
         ...
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for the client to take them."""
+        ...
+
     def send(self, events: bytes) -> None:
         """Whole events."""
         ...
@@ -111,6 +116,10 @@ class EventFeed:
         self._pump: Pump | None = None
         self._marks = Marks(stalled=False)
         self._closed = False
+
+    @property
+    def held(self) -> int:
+        return self._link.held
 
     def opened(self, link: EventLink) -> None:
         self._link = link

@@ -102,6 +102,10 @@ class RawEvents(asyncio.Protocol):
 
     # ------------------------------------------------------------------ as its feed sees it
 
+    @property
+    def held(self) -> int:
+        return self._transport.get_write_buffer_size()
+
     def send(self, events: bytes) -> None:
         if not self._over:
             self._transport.write(chunk(events))

@@ -84,6 +84,8 @@ def _streams(connections: Connections) -> list[Metric]:
             [(f'{{kind="{kind}"}}', float(count)) for kind, count in open_now.open.items()],
         ),
         ("stream_connections_paused", "Not read just now.", [("", open_now.paused)]),
+        ("stream_unsent_bytes", "Waiting for the peers to take them.", [("", open_now.held)]),
+        ("stream_unsent_bytes_most", "Of these, for one.", [("", open_now.most_held)]),
         ("stream_publishers", "Streams that connections publish to.", [("", open_now.publishers)]),
         ("stream_publishers_stalled", "Of these, silent ones.", [("", open_now.stalled)]),
         ("stream_subscriptions", "Readers of streams.", [("", now.subscriptions)]),
