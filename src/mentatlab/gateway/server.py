@@ -179,7 +179,7 @@ async def serving(
     """
     if transport == "portable" or Upgrade is None:
         streams = None
-    # what is accepted inherits it; without, an answer in two writes waits 40 ms for the client's ack
+    # what is accepted inherits it; without, an answer in two writes waits 40 ms for an ack
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = _Server(_config(app, streams, tls))
     # not a task group: the body's errors must leave as they are
