@@ -14,9 +14,12 @@ from mentatlab.sqlite import Database
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """`producers`: those of the stream that can be fenced. `until` in Unix seconds."""
+    """`holder`: the process that hears them. `producers`: those that can be fenced. `until` in Unix
+    seconds.
+    """
 
     stream_id: str
+    holder: str
     producers: tuple[str, ...]
     until: float
 
@@ -56,10 +59,10 @@ class SqliteLeases:
         self._database = database
 
     async def renew(self, leases: Sequence[Lease]) -> None:
-        rows = [(x.stream_id, msgspec.json.encode(x.producers), x.until) for x in leases]
+        rows = [(x.stream_id, x.holder, msgspec.json.encode(x.producers), x.until) for x in leases]
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", rows)
+            connection.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", rows)
 
         await self._database.write(work)
 
@@ -77,11 +80,11 @@ class SqliteLeases:
         return await self._select("until <= ?", now)
 
     async def _select(self, where: str, value: str | float) -> list[Lease]:
-        query = f"SELECT stream_id, producers, until FROM leases WHERE {where}"
+        query = f"SELECT stream_id, holder, producers, until FROM leases WHERE {where}"
 
         def work(connection: sqlite3.Connection) -> list[Lease]:
             rows = connection.execute(query, (value,)).fetchall()
-            return [Lease(id_, _names(names), until) for id_, names, until in rows]
+            return [Lease(id_, holder, _names(names), until) for id_, holder, names, until in rows]
 
         return await self._database.read(work)
 

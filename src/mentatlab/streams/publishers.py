@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mentatlab.protocol.errors import Code, Conflict, MentatError, NotFound
+from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import error_draft
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.leases import Lease
@@ -51,13 +52,19 @@ class Publishers:
     ) -> None:
         self._hub, self._clock = hub, clock
         self._silent_s, self._lost_s = silent_s, lost_s
-        self._since = clock()
+        self._name, self._since = new_id("pr"), clock()
+        self._busy = 0
         self._watches: dict[str, _Watch] = {}
         self._of: dict[object, set[str]] = {}
 
     def __len__(self) -> int:
         """Streams that are watched."""
         return len(self._watches)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the log is being asked about one of them."""
+        return self._busy > 0
 
     @property
     def stalled_count(self) -> int:
@@ -113,7 +120,7 @@ class Publishers:
                     heard.append(watch)
             elif not watch.looking and (not watch.stalled or silent_s >= self._lost_s):
                 watch.looking = True
-                self._hub.start(self._look(watch, now))
+                self._start(self._look(watch, now))
         self._renew(heard, now)
 
     async def adopt(self, now: float) -> None:
@@ -136,28 +143,29 @@ class Publishers:
         """Whether it is as silent as it seems here, and what follows from that."""
         try:
             lane = await self._hub.lane(watch.stream_id)
-            watch.heard = max(watch.heard, now - await self._quiet_s(lane))
-            silent_s = now - watch.heard
-            watch.stalled = silent_s >= self._silent_s
-            if lane.state == "open" and silent_s >= self._lost_s:
-                await self._end(watch)
-            if lane.state != "open" or silent_s >= self._lost_s:
+            if lane.state != "open":
                 self._forget(watch.stream_id)
+            elif await self._is_anothers(watch.stream_id):
+                self._watches.pop(watch.stream_id, None)
+            else:
+                await self._judge(watch, lane, now)
         except NotFound:
             self._forget(watch.stream_id)
-        except MentatError as error:
-            log.warning("the silent publisher of %s: %s", watch.stream_id, error)
         finally:
             watch.looking = False
 
-    async def _quiet_s(self, lane: Lane) -> float:
-        """Since the last record, by whatever way it came, or since another process heard more."""
-        quiet_s = self._clock() - lane.changed_at
-        if (leases := self._hub.leases) is not None:
-            lease = await leases.get(lane.stream_id)
-            if lease is not None:
-                quiet_s = min(quiet_s, self._lost_s - (lease.until - self._clock()))
-        return quiet_s
+    async def _is_anothers(self, stream_id: str) -> bool:
+        """Whether another process hears its publisher, and will see to it."""
+        lease = None if self._hub.leases is None else await self._hub.leases.get(stream_id)
+        return lease is not None and lease.holder != self._name and lease.until > self._clock()
+
+    async def _judge(self, watch: _Watch, lane: Lane, now: float) -> None:
+        """Records count, by whatever way they came."""
+        watch.heard = max(watch.heard, now - (self._clock() - lane.changed_at))
+        watch.stalled = now - watch.heard >= self._silent_s
+        if now - watch.heard >= self._lost_s:
+            await self._end(watch)
+            self._forget(watch.stream_id)
 
     async def _end(self, watch: _Watch) -> None:
         """First the fence: what it still sends comes before the end, or never."""
@@ -177,7 +185,7 @@ class Publishers:
             if watch.durable:
                 watch.leased = now
                 until = self._clock() - (now - watch.heard) + self._lost_s
-                leases.append(Lease(watch.stream_id, tuple(watch.producers), until))
+                leases.append(Lease(watch.stream_id, self._name, tuple(watch.producers), until))
         if leases and self._hub.leases is not None:
             self._start(self._hub.leases.renew(leases))
 
@@ -187,11 +195,13 @@ class Publishers:
             self._start(self._hub.leases.release(stream_id))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._hub.start(_logged(work))
+        self._busy += 1
+        self._hub.start(self._done(work))
 
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except MentatError as error:
-        log.warning("the lease of a publisher: %s", error)
+    async def _done(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except MentatError as error:
+            log.warning("a publisher's stream cannot be looked after: %s", error)
+        finally:
+            self._busy -= 1

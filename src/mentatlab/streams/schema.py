@@ -73,7 +73,8 @@ SCHEMA = (
     """
     -- who publishes from outside; `until` in Unix seconds, `producers` a JSON list
     CREATE TABLE leases (
-        stream_id TEXT PRIMARY KEY, producers TEXT NOT NULL, until REAL NOT NULL
+        stream_id TEXT PRIMARY KEY, holder TEXT NOT NULL, producers TEXT NOT NULL,
+        until REAL NOT NULL
     ) WITHOUT ROWID;
     """,
 )
