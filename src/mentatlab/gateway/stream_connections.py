@@ -24,6 +24,8 @@ from mentatlab.streams.publishers import Publishers
 
 log = logging.getLogger("mentatlab.gateway")
 
+_AT_ONCE = 500
+
 
 class ConnectionStatistics(NamedTuple):
     """`open` by kind (`msp`, `plain`, `sse`); `paused`: how many are not read just now. Bytes that
@@ -110,10 +112,19 @@ class Connections:
                     async with asyncio.timeout(self.timing.sweep_s):
                         await draining.wait()
                 self.publishers.sweep(loop.time())
-                for member in tuple(self._members):
-                    member.tick(loop.time(), self._clock())
+                await self._look(tuple(self._members), loop.time())
         finally:
             self._sweeping = False
         if draining.is_set():
             for member in tuple(self._members):
                 member.drain()
+
+    async def _look(self, members: Sequence[Member], now: float) -> None:
+        """A few at a time: others have their turn in between."""
+        for begin in range(0, len(members), _AT_ONCE):
+            for member in members[begin : begin + _AT_ONCE]:
+                try:
+                    member.tick(now, self._clock())
+                except Exception:  # of one connection: the others are looked after all the same
+                    log.exception("a connection cannot be looked after")
+            await asyncio.sleep(0)

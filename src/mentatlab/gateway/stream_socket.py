@@ -64,6 +64,10 @@ class Surroundings(Protocol):
 
     def discard(self, member: Member) -> None: ...
 
+    def watch(self) -> None:
+        """There is something to look after."""
+        ...
+
 
 class SocketConversation(ABC):
     """A `stream_conversation.Conversation` without its words, and a member of the connections.
@@ -212,8 +216,9 @@ class SocketConversation(ABC):
         publishers, now = self._around.publishers, asyncio.get_running_loop().time()
         durable = lane.durability == "commit"
         publishers.joined(self, lane.stream_id, producer, now, durable=durable)
-        if self._closed:
+        if self._closed:  # it was the last that it said
             publishers.left(self)
+            self._around.watch()
 
     @abstractmethod
     def refused(self, batch: Batch, error: MentatError) -> None: ...
