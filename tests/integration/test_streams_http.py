@@ -21,7 +21,9 @@ from mentatlab.gateway.server import Transport
 from mentatlab.protocol.records import data_draft
 from mentatlab.protocol.tokens import Claims, mint
 from mentatlab.streams import StreamingConnectionManager, open_hub
+from mentatlab.streams.redis import open_redis_log
 from support import streams_server
+from support.redis import RedisProcess
 from support.streams_server import SECRET, SseReader, stream_server
 
 MSP = [Subprotocol("msp.v1+json")]
@@ -65,11 +67,17 @@ class Client:
         return self.streams[-1]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 async def hub(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[StreamingConnectionManager]:
-    hub = await open_hub(tmp_path / "streams.db" if request.param == "sqlite" else None)
+    if request.param == "redis":
+        redis: RedisProcess = request.getfixturevalue("redis")
+        hub = StreamingConnectionManager(
+            await open_redis_log(redis.url, prefix=f"{tmp_path.name}:")
+        )
+    else:
+        hub = await open_hub(tmp_path / "streams.db" if request.param == "sqlite" else None)
     yield hub
     await hub.aclose()
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,9 @@ from mentatlab.protocol.errors import (
     Unavailable,
 )
 from mentatlab.protocol.records import Producer, data_draft, end_draft, start_draft
-from mentatlab.streams import StreamingConnectionManager
+from mentatlab.streams import StreamingConnectionManager, redis_writer
+from mentatlab.streams import redis as redis_log
+from mentatlab.streams.leases import Lease
 from mentatlab.streams.port import Audience, Entry, Retention
 from mentatlab.streams.redis import RedisStreamLog, open_redis_log
 from mentatlab.streams.redis_scripts import NEWS_BYTES
@@ -285,6 +287,93 @@ async def test_readers_in_two_processes_get_the_same(another: Open) -> None:
 # ---------------------------------------------------------------------- a bad network
 
 
+class Mute:
+    """A line to Redis on which answers can get lost."""
+
+    def __init__(self, redis: RedisProcess) -> None:
+        self._redis, self.muted, self._lines = redis, False, list[asyncio.StreamWriter]()
+        self._server: asyncio.Server
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """The lines that there are; new ones are whole."""
+        self.muted = False
+        for line in self._lines:
+            line.transport.abort()
+        self._lines.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, sink = await asyncio.open_connection("127.0.0.1", self._redis.port)
+        self._lines += (writer, sink)
+        await asyncio.gather(self._pass(reader, sink, False), self._pass(upstream, writer, True))
+
+    async def _pass(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, answers: bool
+    ) -> None:
+        with suppress(ConnectionError):
+            while block := await source.read(65_536):
+                if not (answers and self.muted):
+                    sink.write(block)
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+async def test_a_lost_answer(redis: RedisProcess, another: Open, overtaken: bool) -> None:
+    """The append is found there; if others have written since, nobody can tell: it says so."""
+    whole = await another()
+    stream_id = await opened(whole)
+    ears = Ears(whole)
+    await whole.watch(stream_id)
+    mute = Mute(redis)
+    async with mute as url:
+        log = await another(url)
+        await append(log, stream_id, *numbers(1))
+        mute.muted = True
+        waiting = asyncio.create_task(append(log, stream_id, *numbers(2)))
+        await ears.until(lambda: len(ears.entries) == 2)
+        if overtaken:
+            await append(whole, stream_id, *numbers(3))
+        mute.cut()
+        if overtaken:
+            with pytest.raises(Unavailable):
+                await waiting
+        else:
+            assert (await waiting)[:3] == (3, 3, False)
+        assert (await append(log, stream_id, *numbers(4))).duplicate is False
+        await log.aclose()
+    found = values(await whole.read(stream_id, 1))
+    assert found == ([1, 2, 3, 4] if overtaken else [1, 2, 4])
+
+
+async def test_a_run_that_many_write_to_gives_way(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one try only, whoever is late is told so, and can try again."""
+    one, two = await another(), await another()
+    stream_id = await opened(one)
+    monkeypatch.setattr(redis_writer, "TRIES", 1)
+    with pytest.raises(Unavailable):  # it has not met the lane yet
+        await append(two, stream_id, *numbers(1))
+    assert (await append(two, stream_id, *numbers(1))).first == 2
+
+
+async def test_runs_that_are_idle_are_forgotten(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await another()
+    monkeypatch.setattr(redis_writer, "RUNS", 2)
+    monkeypatch.setattr(redis_log, "REMEMBERED", 3)
+    ids = [await opened(log, lane(run_id=f"rn_{n}")) for n in range(8)]
+    for stream_id in ids:
+        assert (await append(log, stream_id, *numbers(1))).first == 2
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_connections_that_break_cost_nothing(
     redis: RedisProcess, another: Open, seed: int
@@ -421,6 +510,19 @@ async def test_servers_that_share_a_log_share_a_secret(another: Open) -> None:
 async def test_who_is_alone_may_change_the_secret(redis: RedisProcess, prefix: str) -> None:
     for secret in (b"one", b"two", b"one"):
         await (await open_redis_log(redis.url, prefix=prefix, secret=secret)).aclose()
+
+
+async def test_leases_are_known_to_all(another: Open) -> None:
+    one, two = [(await another()).leases for _ in range(2)]
+    leases = [Lease(f"st_{n}", "server", ("p", "q"), NOW + n) for n in range(3)]
+    assert await two.run_out(NOW + 9) == []
+    await one.renew(leases)
+    assert await two.get("st_1") == leases[1]
+    assert await two.run_out(NOW + 1) == leases[:2]
+    await two.renew([msgspec.structs.replace(leases[0], until=NOW + 5)])
+    await two.release("st_1")
+    assert await one.get("st_1") is None
+    assert await one.run_out(NOW + 2) == leases[2:]
 
 
 async def test_a_name_is_claimed_once_by_all(another: Open) -> None:

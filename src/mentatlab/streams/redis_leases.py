@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from mentatlab.streams.leases import Lease
-from mentatlab.streams.redis_server import RedisServer
+from mentatlab.streams.redis_server import Command, RedisServer
 
 _decode = msgspec.json.Decoder(Lease).decode
 
@@ -16,11 +16,13 @@ class RedisLeases:
         self._until, self._by_id = f"{server.prefix}leases:until", f"{server.prefix}leases"
 
     async def renew(self, leases: Sequence[Lease]) -> None:
+        commands: list[Command] = []
         for lease in leases:
-            await self._server.commands(
+            commands += [
                 ("HSET", self._by_id, lease.stream_id, msgspec.json.encode(lease)),
                 ("ZADD", self._until, lease.until, lease.stream_id),
-            )
+            ]
+        await self._server.commands(*commands)
 
     async def release(self, stream_id: str) -> None:
         await self._server.commands(
@@ -33,5 +35,7 @@ class RedisLeases:
 
     async def run_out(self, now: float) -> list[Lease]:
         ids: list[bytes] = await self._server.ask("ZRANGEBYSCORE", self._until, "-inf", now)
-        found = [await self.get(id_.decode()) for id_ in ids]
-        return [lease for lease in found if lease is not None]
+        if not ids:
+            return []
+        found: list[bytes | None] = await self._server.ask("HMGET", self._by_id, *ids)
+        return [_decode(lease) for lease in found if lease is not None]

@@ -5,16 +5,24 @@ from collections import Counter
 from mentatlab.protocol.records import TERMINAL
 from mentatlab.streams.port import Entry, Lane
 
+MOST = 65_536
+
 
 class StreamRegistry:
-    """Lanes by stream id, from the first time they are met until their terminal record."""
+    """Lanes by stream id, from the first time they are met until their terminal record.
+
+    Of more than `MOST` the oldest are forgotten: another server may have ended them unheard.
+    """
 
     def __init__(self) -> None:
         self._lanes: dict[str, Lane] = {}
 
     def register(self, lane: Lane) -> None:
-        if lane.state == "open":
-            self._lanes[lane.stream_id] = lane
+        if lane.state != "open":
+            return
+        if len(self._lanes) >= MOST:
+            del self._lanes[next(iter(self._lanes))]
+        self._lanes[lane.stream_id] = lane
 
     def get(self, stream_id: str) -> Lane | None:
         """As it was when it was registered: ids and durability hold, counters do not."""
