@@ -3,17 +3,22 @@
 import asyncio
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import websockets
 from tests.support.cutting import cutting
 from tests.support.server import Up, up
+from websockets.asyncio.server import ServerConnection
+from websockets.typing import Subprotocol
 
 from mentatlab.protocol.errors import (
+    Code,
     Conflict,
     Fenced,
+    Forbidden,
     Invalid,
     NotFound,
     TooLarge,
@@ -21,6 +26,7 @@ from mentatlab.protocol.errors import (
     Unavailable,
 )
 from mentatlab.protocol.records import StreamChunk
+from mentatlab.protocol.tokens import Claims, mint
 from mentatlab.sdk.client import AsyncClient, Gap, StreamFailed, TruncatedStream
 from mentatlab.sdk.streaming import (
     MediaChunk,
@@ -277,15 +283,6 @@ async def test_a_token_is_renewed_on_the_connection(server: Up) -> None:
                 await anext(refused.subscribe(stream_id))
 
 
-async def test_a_server_that_is_gone_is_an_error_in_the_end(at_once: None) -> None:
-    async with (
-        AsyncClient("http://127.0.0.1:9") as client,
-        client.connect_streams(give_up_s=0.2) as streams,
-    ):
-        with pytest.raises(Unavailable, match="does not answer"):
-            await anext(streams.subscribe("st_1"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_server_that_comes_back_is_nothing_to_the_application(
     tmp_path: Path, at_once: None, number: int
@@ -375,3 +372,71 @@ async def test_a_subscription_can_be_left_and_taken_up_again(server: Up) -> None
         assert [value_of(await anext(later)) for _ in range(7)] == list(range(3, 10))
         with pytest.raises(Conflict, match="has one for"):
             streams.subscribe(stream_id)
+
+
+async def test_a_token_that_has_ended_is_renewed_before_it_is_shown(server: Up) -> None:
+    async with AsyncClient(server.url, server.key) as owner:
+        stream_id = (await owner.open_stream("me", "out"))["stream_id"]
+        await owner.publish(stream_id, [1], end=True)
+        ended = mint(
+            Claims(subject=stream_id, capabilities=("sub",), workspace="default", expires=1),
+            b"of the past",
+        )
+
+        async def renew() -> str:
+            return (await owner.stream_token(stream_id))["token"]
+
+        async def refuse() -> str:
+            raise Forbidden(Code.FORBIDDEN, "you are out", hint="")
+
+        async with AsyncClient(server.url, ended) as guest:
+            async with guest.connect_streams(renew=renew) as streams:
+                assert [value_of(r) async for r in streams.subscribe(stream_id)] == [1]
+            async with guest.connect_streams(renew=refuse) as streams:
+                with pytest.raises(Forbidden, match="you are out"):
+                    await anext(streams.subscribe(stream_id))
+            async with guest.connect_streams() as streams:
+                with pytest.raises(Unauthenticated):
+                    await anext(streams.subscribe(stream_id))
+
+
+async def test_a_connection_that_is_not_open_is_said_to_be_so(server: Up) -> None:
+    async with AsyncClient(server.url) as client:
+        stream_id = (await client.open_stream("me", "out"))["stream_id"]
+        with pytest.raises(Conflict, match="not open"):
+            client.connect_streams().subscribe(stream_id)
+        async with client.connect_streams() as streams:
+            records = streams.subscribe(stream_id, "latest")
+            waiting = asyncio.ensure_future(anext(records))
+            await asyncio.sleep(0)
+        with pytest.raises(Conflict, match="not open"):
+            await waiting
+        with pytest.raises(Conflict, match="not open"):
+            streams.publisher(stream_id)
+
+
+@pytest.mark.parametrize("subprotocol", [None, "other"])
+async def test_what_is_no_mentatlab_server(at_once: None, subprotocol: str | None) -> None:
+    def choose(_: ServerConnection, __: Sequence[Subprotocol]) -> Subprotocol | None:
+        return None if subprotocol is None else Subprotocol(subprotocol)
+
+    async with websockets.serve(_nothing, "127.0.0.1", 0, select_subprotocol=choose) as other:
+        port = other.sockets[0].getsockname()[1]
+        async with (
+            AsyncClient(f"http://127.0.0.1:{port}") as client,
+            client.connect_streams(give_up_s=0.1) as streams,
+        ):
+            kind = Invalid if subprotocol is None else Unavailable
+            with pytest.raises(kind):
+                await anext(streams.subscribe("st_1"))
+
+
+async def _nothing(socket: ServerConnection) -> None:
+    await socket.wait_closed()
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://", "http://127.0.0.1:9"])
+async def test_addresses_where_nobody_is(at_once: None, url: str) -> None:
+    async with AsyncClient(url) as client, client.connect_streams(give_up_s=0.1) as streams:
+        with pytest.raises(Unavailable):
+            await streams.publisher("st_1").__aenter__()

@@ -18,7 +18,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
-from mentatlab.protocol.errors import Code, MentatError, RateLimited, Unavailable
+from mentatlab.protocol.errors import (
+    Code,
+    Conflict,
+    Invalid,
+    MentatError,
+    RateLimited,
+    Unavailable,
+)
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import MAX_RECORD_BYTES
 from mentatlab.sdk.answers import error_of
@@ -79,6 +86,8 @@ class StreamConnection:
     ) -> None:
         if self._keeping is not None:
             self._keeping.cancel()
+            self._keeping = None
+        self._conversation.fail(_closed())
         await self._tasks.__aexit__(None, None, None)
 
     # ------------------------------------------------------------------ for the application
@@ -102,6 +111,7 @@ class StreamConnection:
         (it gets everything, later), `latest`, `keyframe` (it misses some, told by `Gap`), `block`
         (the publisher waits). `max_bytes`: how much may wait here.
         """
+        self._check_open()
         return Subscription(
             self._conversation,
             self._news.set,
@@ -122,10 +132,15 @@ class StreamConnection:
         stands (`Publisher.already`). Without one it is new each time. A higher `epoch` takes over
         and fences out the older one. `end`: the stream ends with the publisher.
         """
+        self._check_open()
         publication = Publication(stream_id, id or new_id("pr"), epoch)
         return Publisher(self._conversation, self._news.set, publication, end=end)
 
     # ------------------------------------------------------------------ how it is done
+
+    def _check_open(self) -> None:
+        if self._keeping is None:
+            raise _closed()
 
     async def _keep(self) -> NoReturn:
         """Connected whenever it is needed."""
@@ -152,7 +167,7 @@ class StreamConnection:
     async def _connect(self, stream_id: str) -> MentatError:
         """One connection, to its end."""
         from websockets.asyncio.client import connect  # agents never need it
-        from websockets.exceptions import InvalidHandshake, InvalidStatus
+        from websockets.exceptions import InvalidStatus, WebSocketException
         from websockets.typing import Subprotocol
 
         try:
@@ -166,6 +181,8 @@ class StreamConnection:
                 open_timeout=_OPEN_S,
                 close_timeout=_CLOSE_S,
             ) as socket:
+                if socket.subprotocol != PROTOCOL:
+                    return _another_protocol(self._url)
                 return await self._converse(socket)
         except MentatError as error:
             return error  # of `renew`
@@ -173,7 +190,7 @@ class StreamConnection:
             answer = refusal.response
             retry_after = answer.headers.get("Retry-After")
             return error_of(answer.status_code, bytes(answer.body or b""), retry_after=retry_after)
-        except (OSError, TimeoutError, InvalidHandshake) as error:
+        except (OSError, TimeoutError, WebSocketException) as error:
             return Unavailable(
                 Code.SERVER_UNREACHABLE,
                 f"{self._url} does not answer: {error or type(error).__name__}",
@@ -241,3 +258,19 @@ class StreamConnection:
             else:
                 self._conversation.say({"type": "auth", "token": self._key})
                 self._news.set()
+
+
+def _closed() -> Conflict:
+    return Conflict(
+        Code.CONFLICT,
+        "this connection is not open",
+        hint="write `async with client.connect_streams() as streams:` around what uses it",
+    )
+
+
+def _another_protocol(url: str) -> Invalid:
+    return Invalid(
+        Code.INVALID_REQUEST,
+        f"what answers at {url} does not speak {PROTOCOL}",
+        hint="is that the address of a MentatLab server, and does a proxy keep subprotocols?",
+    )

@@ -15,8 +15,8 @@ class Facts(msgspec.Struct):
     expires: int
 
     def renewal_in(self, now: float) -> float:
-        """Seconds until it should be renewed."""
-        return max(0.0, (self.expires - now) * RENEWED_AT)
+        """Seconds until it should be renewed; never at once, whatever comes of that."""
+        return max(1.0, (self.expires - now) * RENEWED_AT)
 
 
 def facts_of(credential: str | None) -> Facts | None:
