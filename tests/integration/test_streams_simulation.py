@@ -129,7 +129,10 @@ async def takeover(world: World) -> None:
                 await publisher.send(["second", number])
         acknowledged = await first
         trouble.cancel()
-    records = [entry.record for entry in await world.disk.read("st_0", 0, max_records=10_000)]
+    records = [
+        entry.record
+        for entry in await world.disk.read("st_0", 0, max_records=10_000, max_bytes=1 << 30)
+    ]
     values = [record.payload["data"] for record in records if "data" in record.payload]
     ours = [number for who, number in values if who == "first"]
     assert values == [["first", n] for n in ours] + [["second", n] for n in range(20)]
