@@ -1,6 +1,6 @@
 """A real server with only the stream routes: in this process, or as a program that can be killed.
 
-python streams_server.py DATABASE PORT_FILE
+python streams_server.py DATABASE PORT_FILE [lost_s=60 …]
 """
 
 import asyncio
@@ -66,12 +66,17 @@ async def stream_server(
             transport=transport,
             tls=tls,
         ):
-            yield listener.getsockname()[1]
+            adopting = asyncio.create_task(streams.connections.adopt_forever())
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                adopting.cancel()
+                await asyncio.gather(adopting, return_exceptions=True)
 
 
-async def _main(database: Path, port_file: Path) -> None:
+async def _main(database: Path, port_file: Path, **timing: float) -> None:
     hub = await open_hub(database)
-    async with stream_server(hub) as port:
+    async with stream_server(hub, **timing) as port:
         _write(port_file, str(port))
         await asyncio.Event().wait()
 
@@ -149,4 +154,5 @@ class SseReader:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1]), Path(sys.argv[2])))
+    _timing = {name: float(value) for name, _, value in (a.partition("=") for a in sys.argv[3:])}
+    asyncio.run(_main(Path(sys.argv[1]), Path(sys.argv[2]), **_timing))
