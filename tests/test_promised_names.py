@@ -1,10 +1,9 @@
 """The Python names that are promises to others: each is imported from where it was promised, and
 called as it was promised."""
 
-from contextlib import asyncio
+import asyncio
+from contextlib import aclosing
 from pathlib import Path
-
-import aclosing
 
 from mentatlab.flows import ManifestValidator, MultimodalPin, ValidationMode
 from mentatlab.protocol import events
