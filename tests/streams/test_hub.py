@@ -16,6 +16,7 @@ from mentatlab.streams import (
     Subscription,
     open_hub,
 )
+from mentatlab.streams import registry as streams_registry
 from mentatlab.streams.buffer import TAIL_BYTES
 from mentatlab.streams.port import READ_BYTES
 from mentatlab.streams.positions import Start, parse_from
@@ -39,6 +40,17 @@ async def hub(
 
 async def rest(subscription: Subscription) -> list[int]:
     return [record.sequence async for record in subscription]
+
+
+def test_the_registry_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams_registry, "MOST", 2)
+    registry = StreamRegistry()
+    for name in "abc":
+        registry.register(
+            Lane(stream_id=name, run_id="r", node_id=name, pin_name="p", workspace="w")
+        )
+    assert [registry.get(name) is not None for name in "abc"] == [False, True, True]
+    assert registry.statistics() == {"commit": 2}
 
 
 async def test_a_stream_from_end_to_end() -> None:

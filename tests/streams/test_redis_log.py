@@ -363,6 +363,19 @@ async def test_a_run_that_many_write_to_gives_way(
     assert (await append(two, stream_id, *numbers(1))).first == 2
 
 
+async def test_what_is_too_much_for_one_call_comes_in_several(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await another()
+    stream_id = await opened(log)
+    monkeypatch.setattr(redis_writer, "CALL_BYTES", 100_000)
+    drafts = [binary(bytes([n]) * 30_000) for n in range(20)]
+    answers = await asyncio.gather(*(append(log, stream_id, draft) for draft in drafts))
+    assert [answer.first for answer in answers] == list(range(2, 22))
+    found = await log.read(stream_id, 1, max_bytes=1 << 20)
+    assert [entry.record.payload["bytes"][0] for entry in found] == list(range(20))
+
+
 async def test_runs_that_are_idle_are_forgotten(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

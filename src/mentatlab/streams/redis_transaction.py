@@ -115,6 +115,7 @@ class Transaction:
         self._cleared: list[str] = []
         self._touched: set[str] = set()
         self._fresh: FactsByLane = {}
+        self.size = 0  # bytes of the new records
 
     # ------------------------------------------------------------------ reading
 
@@ -243,6 +244,7 @@ class Transaction:
             self._drops.append((stream_id, sequence, rseq))
         fresh |= new
         self._entries += step.entries
+        self.size += sum(entry.length for entry in step.entries)
         self._touched.add(stream_id)
         self._put(lane_at(stream_id), lane)
         if run is not None:

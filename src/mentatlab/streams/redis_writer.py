@@ -31,7 +31,9 @@ T = TypeVar("T")
 FLIGHTS = 2
 """Pipelines that may be under way at once."""
 BATCH = 256
-"""Jobs of a run in one call."""
+"""Jobs of a run in one call, at most."""
+CALL_BYTES = 4 << 20
+"""A call takes no further job when its records have so many: Redis does nothing else meanwhile."""
 RUNS = 4096
 """Runs that are remembered while nothing is written to them."""
 TRIES = 100
@@ -115,9 +117,13 @@ class _Call:
         self.jobs = [run.waiting.popleft() for _ in range(min(BATCH, len(run.waiting)))]
 
     def decide(self, transaction: Transaction) -> None:
-        """`FactsWanted`"""
+        """`FactsWanted`. Jobs beyond the size of a call wait for the next one."""
         self.transaction = transaction
-        for job in self.jobs:
+        for at, job in enumerate(self.jobs):
+            if transaction.size >= CALL_BYTES:
+                self.run.waiting.extendleft(reversed(self.jobs[at:]))
+                del self.jobs[at:]
+                break
             job.decide(transaction)
 
     def settle(self, found: list[bytes | None] | int, epoch: int, unsure: bool) -> bool:
