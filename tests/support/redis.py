@@ -86,9 +86,9 @@ class RedisProcess:
 
 @contextlib.contextmanager
 def redis_server(folder: Path, options: tuple[str, ...] = DURABLE) -> Generator[RedisProcess]:
-    process = RedisProcess(folder, options).start()
+    process = RedisProcess(folder, options)
     try:
-        yield process
+        yield process.start()
     finally:
         process.kill()
 
