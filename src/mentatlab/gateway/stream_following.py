@@ -1,10 +1,10 @@
 """One stream or run that an `msp.v1+json` connection follows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mentatlab.gateway.stream_conversation import Link
-from mentatlab.gateway.stream_wire import Marks, gap_message, message
-from mentatlab.protocol.errors import MentatError
+from mentatlab.gateway.stream_wire import MAX_STREAMS, Marks, gap_message, message
+from mentatlab.protocol.errors import Code, Conflict, MentatError, RateLimited
 from mentatlab.protocol.frames import lane_head
 from mentatlab.protocol.records import RecordType, timestamp
 from mentatlab.streams.buffer import Item, Items
@@ -175,3 +175,38 @@ def _facts(lane: Lane) -> dict[str, str]:
         "pin_name": lane.pin_name,
         "started": timestamp(lane.started_ms / 1000),
     }
+
+
+class Followings:
+    """Those of one connection, by the id of what is followed; iterating is over a copy."""
+
+    __slots__ = ("_by_id",)
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Following] = {}
+
+    def __iter__(self) -> Iterator[Following]:
+        return iter(tuple(self._by_id.values()))
+
+    def get(self, id_: str) -> Following | None:
+        return self._by_id.get(id_)
+
+    def add(self, followed: Following) -> Following:
+        """`Conflict` for a second one of the same id, `RateLimited` for the 129th."""
+        if followed.id in self._by_id:
+            raise Conflict(
+                Code.CONFLICT,
+                f"{followed.id} is subscribed on this connection",
+                hint="unsubscribe first to begin at another place",
+            )
+        if len(self._by_id) >= MAX_STREAMS:
+            raise RateLimited(1.0)
+        self._by_id[followed.id] = followed
+        return followed
+
+    def drop(self, followed: Following | None) -> None:
+        """Nothing more is said of it. Idempotent."""
+        if followed is not None:
+            followed.close()
+            if self._by_id.get(followed.id) is followed:
+                del self._by_id[followed.id]

@@ -12,33 +12,17 @@ from typing import Any
 
 import msgspec
 
+from mentatlab.gateway import stream_messages as client
 from mentatlab.gateway.stream_access import Authority
-from mentatlab.gateway.stream_following import Following
-from mentatlab.gateway.stream_messages import (
-    FLOW,
-    KINDS,
-    Ack,
-    Auth,
-    Cancel,
-    Control,
-    Credit,
-    Hello,
-    Ping,
-    Pong,
-    Publish,
-    Subscribe,
-    Unsubscribe,
-    head_of,
-    parse_control,
-)
+from mentatlab.gateway.stream_following import Following, Followings
 from mentatlab.gateway.stream_outlet import Outlet, Outlets
 from mentatlab.gateway.stream_socket import SocketConversation, Surroundings
 from mentatlab.gateway.stream_wire import (
     DRAINING,
+    LIMITS,
     MAX_BINARY_BYTES,
     MAX_CONTROL_BYTES,
     MAX_MESSAGE_BYTES,
-    MAX_STREAMS,
     STRANGER,
     THROTTLED,
     bad_frame,
@@ -47,21 +31,15 @@ from mentatlab.gateway.stream_wire import (
     message,
 )
 from mentatlab.protocol import frames
-from mentatlab.protocol.errors import Code, Conflict, Forbidden, MentatError, RateLimited, TooLarge
-from mentatlab.protocol.records import MAX_RECORD_BYTES, Message, parse_cursor, parse_message
-from mentatlab.streams.port import READ_BYTES, Appended, Lane, Run
+from mentatlab.protocol.errors import Forbidden, MentatError, TooLarge
+from mentatlab.protocol.records import Message, parse_cursor, parse_message
+from mentatlab.protocol.tokens import Capability
+from mentatlab.streams.port import Appended, Lane, Run
 from mentatlab.streams.positions import parse_rate
-from mentatlab.streams.publishing import Batch
+from mentatlab.streams.publishing import Batch, Step
 from mentatlab.streams.subscription import Options
 
 PROTOCOL = "msp.v1+json"
-_LIMITS = {
-    "record_bytes": MAX_RECORD_BYTES,
-    "control_bytes": MAX_CONTROL_BYTES,
-    "message_bytes": MAX_MESSAGE_BYTES,
-    "streams": MAX_STREAMS,
-    "in_flight_bytes": READ_BYTES,
-}
 
 
 class MspConversation(SocketConversation):
@@ -70,13 +48,11 @@ class MspConversation(SocketConversation):
 
     def __init__(self, around: Surroundings, id_: str, authority: Authority) -> None:
         super().__init__(around, id_, authority)
-        self._followed: dict[str, Following] = {}
+        self._followed = Followings()
         self._outlets = Outlets()
         self._last_lane = 0
         self._opened_at = 0.0
-        self._introduced = (
-            authority.known
-        )  # or a stranger has said who it is; what it says now is heard then
+        self._introduced = authority.known  # or it has said who it is, which is being looked up
 
     # ------------------------------------------------------------------ what comes in
 
@@ -87,18 +63,18 @@ class MspConversation(SocketConversation):
             check_size(len(data), MAX_MESSAGE_BYTES, "a message")
             self._take(data)
         except MentatError as error:
-            self._object(head_of(data)[1], error)
+            self._object(client.head_of(data)[1], error)
 
     def _take(self, data: bytes) -> None:
         """Most messages are records, so they are read as such first."""
         try:
             said = parse_message(data)
         except MentatError:
-            if head_of(data)[0] not in KINDS:
+            if client.head_of(data)[0] not in client.KINDS:
                 raise
             self._control(data)
             return
-        if said.kind in KINDS:
+        if said.kind in client.KINDS:
             self._control(data)
         else:
             self._record(said, len(data))
@@ -129,41 +105,41 @@ class MspConversation(SocketConversation):
 
     def _control(self, data: bytes) -> None:
         check_size(len(data), MAX_CONTROL_BYTES, "a control message")
-        said = parse_control(data)
+        said = client.parse_control(data)
         self._admit_stranger(said)
         if not self._closed and self._affordable(said):
             self._obey(said, data)
 
-    def _affordable(self, said: Control) -> bool:
-        wait_s = 0.0 if isinstance(said, FLOW) else self._authority.spend()
+    def _affordable(self, said: client.Control) -> bool:
+        wait_s = 0.0 if isinstance(said, client.FLOW) else self._authority.spend()
         if wait_s:
             self._throttled(wait_s)
             self._close(THROTTLED)
         return not wait_s
 
-    def _obey(self, said: Control, data: bytes) -> None:
+    def _obey(self, said: client.Control, data: bytes) -> None:
         match said:
-            case Credit():
+            case client.Credit():
                 if (followed := self._followed.get(said.id)) is not None:
                     followed.grant(said.max_bytes)
-            case Ack():
+            case client.Ack():
                 self._acknowledge(said)
-            case Ping():
+            case client.Ping():
                 pong: dict[str, Any] = {**msgspec.json.decode(data), "type": "pong"}
                 self._link.send_text(msgspec.json.encode(pong))
-            case Pong():
+            case client.Pong():
                 pass  # any message shows that the client is there
-            case Subscribe():
+            case client.Subscribe():
                 self._subscribe(said)
-            case Unsubscribe():
-                self._forget(self._followed.get(said.id))
-            case Hello():
+            case client.Unsubscribe():
+                self._followed.drop(self._followed.get(said.id))
+            case client.Hello():
                 self._hello(said.token)
-            case Auth():
-                self._later(partial(self._renew, said.token))
-            case Cancel():
-                self._later(partial(self._cancel, said.id))
-            case Publish():
+            case client.Auth():
+                self._do(self._id, partial(self._renew, said.token))
+            case client.Cancel():
+                self._do(said.id, partial(self._cancel, said.id))
+            case client.Publish():
                 self._publish(said)
 
     # ------------------------------------------------------------------ who it is
@@ -171,88 +147,70 @@ class MspConversation(SocketConversation):
     def _begin(self) -> None:
         self._opened_at = asyncio.get_running_loop().time()
         if self._authority.known:
-            self._later(self._welcome)
+            self._do(None, self._welcome)
 
-    def _admit_stranger(self, said: Control | None) -> None:
+    def _admit_stranger(self, said: client.Control | None) -> None:
         """A stranger says `hello` with a token first, and is welcomed when it is a good one."""
-        if not (self._introduced or isinstance(said, Hello)):
+        if not (self._introduced or isinstance(said, client.Hello)):
             self._close(STRANGER)
 
     def _hello(self, token: str | None) -> None:
         if token is not None:
-            self._later(partial(self._introduce, token, welcome=not self._introduced))
+            self._do(None, partial(self._become, token))
+            if not self._introduced:
+                self._do(None, self._welcome)
             self._introduced = True
         elif not self._introduced:
             self._close(STRANGER)
 
-    async def _introduce(self, token: str, *, welcome: bool) -> None:
-        try:
-            self._authority = await self._authority.renewed(token)
-        except MentatError as error:
-            self._fail(error)
-            return
-        self._inbox.forget()
-        if welcome:
-            await self._welcome()
-
     async def _renew(self, token: str) -> None:
-        try:
-            self._authority = await self._authority.renewed(token)
-        except MentatError as error:
-            self._complain(self._id, error)
-            return
-        self._inbox.forget()
-        await self._let_go()
+        await self._become(token)
         self._say("auth", expires=self._authority.expires)
 
-    async def _let_go(self) -> None:
-        """What the caller may not follow any more ends."""
-        for followed in tuple(self._followed.values()):
+    async def _become(self, token: str) -> None:
+        """What the new credential does not allow ends."""
+        self._authority = await self._authority.renewed(token)
+        self._inbox.forget()
+        for followed in self._followed:
             try:
                 await self._authority.check("sub", followed.id)
             except MentatError as error:
                 self._failed(followed, error)
 
     async def _welcome(self) -> None:
-        try:
-            await self._check_any()
-        except MentatError as error:
-            self._fail(error)
-            return
-        self._say("welcome", protocol=PROTOCOL, id=self._id, limits=_LIMITS)
-
-    async def _check_any(self) -> None:
         """To be here it is enough that one may do anything with the stream of the URL."""
         try:
             await self._authority.check("sub", self._id)
-        except Forbidden as error:
-            for capability in ("pub", "cancel"):
-                try:
-                    await self._authority.check(capability, self._id)
-                except Forbidden:
-                    continue
-                return
-            raise error
+        except Forbidden:
+            if not (await self._may("pub") or await self._may("cancel")):
+                raise
+        self._say("welcome", protocol=PROTOCOL, id=self._id, limits=LIMITS)
+
+    async def _may(self, capability: Capability) -> bool:
+        try:
+            await self._authority.check(capability, self._id)
+        except Forbidden:
+            return False
+        return True
 
     # ------------------------------------------------------------------ following
 
-    def _subscribe(self, asked: Subscribe) -> None:
-        if asked.id in self._followed:
-            raise Conflict(
-                Code.CONFLICT,
-                f"{asked.id} is subscribed on this connection",
-                hint="unsubscribe first to begin at another place",
-            )
-        if len(self._followed) >= MAX_STREAMS:
-            raise RateLimited(1.0)
+    def _subscribe(self, asked: client.Subscribe) -> None:
         rate = parse_rate(asked.rate)
-        followed = Following(
-            asked.id, self._new_lane(), self._link, ended=self._forget, failed=self._failed
+        followed = self._followed.add(
+            Following(
+                asked.id,
+                self._new_lane(),
+                self._link,
+                ended=self._followed.drop,
+                failed=self._failed,
+            )
         )
-        self._followed[asked.id] = followed
         self._later(partial(self._attach, followed, asked, rate))
 
-    async def _attach(self, followed: Following, asked: Subscribe, rate: float | None) -> None:
+    async def _attach(
+        self, followed: Following, asked: client.Subscribe, rate: float | None
+    ) -> None:
         try:
             found = await self._authority.check("sub", asked.id)
             subscription = await self._around.hub.attach(
@@ -269,7 +227,7 @@ class MspConversation(SocketConversation):
             stalled=self._around.publishers.stalled(asked.id),
         )
 
-    def _options(self, found: Lane | Run, asked: Subscribe, rate: float | None) -> Options:
+    def _options(self, found: Lane | Run, asked: client.Subscribe, rate: float | None) -> Options:
         return Options(
             credit=asked.max_bytes,
             rate=rate,
@@ -282,24 +240,18 @@ class MspConversation(SocketConversation):
     async def _guard(self) -> None:
         await self._authority.guard()
 
-    def _acknowledge(self, ack: Ack) -> None:
+    def _acknowledge(self, ack: client.Ack) -> None:
         cursor = parse_cursor(ack.cursor)
         if (followed := self._followed.get(ack.id)) is not None:
             followed.acknowledge(cursor.sequence)
 
-    def _forget(self, followed: Following | None) -> None:
-        if followed is not None:
-            followed.close()
-            if self._followed.get(followed.id) is followed:
-                del self._followed[followed.id]
-
     def _failed(self, followed: Following, error: MentatError) -> None:
-        self._forget(followed)
+        self._followed.drop(followed)
         self._complain(followed.id, error)
 
     def _new_lane(self) -> int:
         """The next alias that is free; used ones come back late."""
-        used = {followed.lane for followed in self._followed.values()}
+        used = {followed.lane for followed in self._followed}
         while True:
             self._last_lane = self._last_lane % 0xFFFF + 1
             if self._last_lane not in used and self._outlets.by_lane(self._last_lane) is None:
@@ -307,26 +259,23 @@ class MspConversation(SocketConversation):
 
     # ------------------------------------------------------------------ publishing
 
-    def _publish(self, said: Publish) -> None:
+    def _publish(self, said: client.Publish) -> None:
         """What comes in the same read may be for the new outlet already."""
         outlet = self._outlets.open(said.id, said.producer, self._new_lane)
-        self._later(partial(self._open, outlet, said))
+        self._do(said.id, partial(self._open, outlet, said))
 
-    async def _open(self, outlet: Outlet, said: Publish) -> None:
-        hub = self._around.hub
+    async def _open(self, outlet: Outlet, said: client.Publish) -> None:
+        hub, name = self._around.hub, None if said.producer is None else said.producer.id
         try:
             await self.admitted(said.id)
-            known = None
-            if said.producer is not None:
-                known = await hub.producer(said.id, said.producer.id)
+            known = None if name is None else await hub.producer(said.id, name)
             lane = await hub.lane(said.id)
             told = outlet.begin(lane, known)
-        except MentatError as error:
+        except MentatError:
             self._outlets.close(said.id)
-            self._complain(said.id, error)
-            return
+            raise
         self._link.send_text(told)
-        self._joined(lane, None if said.producer is None else said.producer.id)
+        self._joined(lane, name)
 
     def published(self, batch: Batch, lane: Lane, appended: Appended) -> None:
         self._outlets.appended(batch, lane, appended)
@@ -344,13 +293,9 @@ class MspConversation(SocketConversation):
 
     async def _cancel(self, id_: str) -> None:
         """The stream ends as cancelled, for everybody; once it has ended nothing changes."""
-        try:
-            await self._authority.check("cancel", id_)
-            await self._around.hub.end_stream(id_, reason="cancelled")
-            lane = await self._around.hub.lane(id_)
-        except MentatError as error:
-            self._complain(id_, error)
-            return
+        await self._authority.check("cancel", id_)
+        await self._around.hub.end_stream(id_, reason="cancelled")
+        lane = await self._around.hub.lane(id_)
         self._say("mark", id=id_, cursor=str(lane.cursor), state=lane.state)
 
     # ------------------------------------------------------------------ as connections look at it
@@ -360,7 +305,7 @@ class MspConversation(SocketConversation):
         timing, publishers = self._around.timing, self._around.publishers
         if not self._authority.known and now - self._opened_at >= timing.hello_s:
             self._close(STRANGER)
-        for followed in tuple(self._followed.values()):
+        for followed in self._followed:
             followed.tick(now, timing.mark_s, stalled=publishers.stalled(followed.id))
 
     def drain(self) -> None:
@@ -372,13 +317,12 @@ class MspConversation(SocketConversation):
         self._say("throttle", retry_after_ms=math.ceil(wait_s * 1000))
 
     def _go_on(self) -> None:
-        for followed in tuple(self._followed.values()):
+        for followed in self._followed:
             followed.go_on()
 
     def _release(self) -> None:
-        for followed in self._followed.values():
-            followed.close()
-        self._followed.clear()
+        for followed in self._followed:
+            self._followed.drop(followed)
 
     # ------------------------------------------------------------------ what goes out
 
@@ -387,10 +331,20 @@ class MspConversation(SocketConversation):
         if id_ is None:
             self._fail_in_turn(error)
         else:
-            self._later(partial(self._complain_now, id_, error))
+            self._do(id_, partial(_raise, error))
 
-    async def _complain_now(self, id_: str, error: MentatError) -> None:
-        self._complain(id_, error)
+    def _do(self, id_: str | None, step: Step) -> None:
+        """In its turn. What goes wrong is that stream's trouble, or without one the end."""
+        self._later(partial(self._try, id_, step))
+
+    async def _try(self, id_: str | None, step: Step) -> None:
+        try:
+            await step()
+        except MentatError as error:
+            if id_ is None:
+                self._fail(error)
+            else:
+                self._complain(id_, error)
 
     def _complain(self, id_: str, error: MentatError) -> None:
         if not self._closed:
@@ -399,3 +353,7 @@ class MspConversation(SocketConversation):
     def _say(self, type_: str, **fields: Any) -> None:
         if not self._closed:
             self._link.send_text(message(type_, **fields))
+
+
+async def _raise(error: MentatError) -> None:
+    raise error

@@ -2,7 +2,6 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
@@ -22,7 +21,7 @@ from mentatlab.protocol.errors import MentatError
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.port import Appended, Lane
 from mentatlab.streams.publishers import Publishers
-from mentatlab.streams.publishing import Batch, Inbox, Publication
+from mentatlab.streams.publishing import Batch, Inbox, Publication, Step
 
 
 class Member(Protocol):
@@ -260,11 +259,11 @@ class SocketConversation(ABC):
 
     # ------------------------------------------------------------------ the end
 
-    def _later(self, step: Callable[[], Awaitable[None]]) -> None:
+    def _later(self, step: Step) -> None:
         """In order with everything else; not any more when the conversation is over."""
         self._inbox.then(partial(self._unless_over, step))
 
-    async def _unless_over(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _unless_over(self, step: Step) -> None:
         if not self._closed:
             await step()
 

@@ -9,12 +9,21 @@ from mentatlab.protocol import errors
 from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
 from mentatlab.protocol.frames import HEADER_BYTES, MAX_EXTENSION_BYTES
 from mentatlab.protocol.records import MAX_RECORD_BYTES
+from mentatlab.streams.port import READ_BYTES
 from mentatlab.streams.positions import Gap
 
 MAX_MESSAGE_BYTES = MAX_RECORD_BYTES + 64 * 1024
 MAX_BINARY_BYTES = MAX_RECORD_BYTES + HEADER_BYTES + MAX_EXTENSION_BYTES
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_STREAMS = 128
+LIMITS = {
+    "record_bytes": MAX_RECORD_BYTES,
+    "control_bytes": MAX_CONTROL_BYTES,
+    "message_bytes": MAX_MESSAGE_BYTES,
+    "streams": MAX_STREAMS,
+    "in_flight_bytes": READ_BYTES,
+}
+"""As `welcome` tells them."""
 _CLOSE_REASON_BYTES = 120
 
 
