@@ -53,10 +53,11 @@ async def stream_server(
     port: int = 0,
     transport: Transport = "auto",
     tls: Tls | None = None,
+    streams: Streams | None = None,
     **timing: float,
 ) -> AsyncIterator[int]:
     """Its port."""
-    streams = make_streams(hub, **timing)
+    streams = streams or make_streams(hub, **timing)
     with socket.create_server(("127.0.0.1", port)) as listener:
         async with serving(
             make_app(streams),
