@@ -226,6 +226,18 @@ async def test_a_bug_in_a_link_is_not_hidden(hub: StreamingConnectionManager) ->
     assert streams.connections.statistics().open == {}
 
 
+async def test_a_bug_while_reading_the_log_ends_the_connection(
+    hub: StreamingConnectionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    stream_id = await opened(hub)
+    monkeypatch.setattr("mentatlab.streams.subscription.Subscription.load", broken)
+    async with socket(hub, stream_id, query="from=start") as client:
+        assert (await client.next())["code"] == 1011
+
+
 async def test_events_to_the_end(hub: StreamingConnectionManager) -> None:
     stream_id = await opened(hub)
     await hub.publish(stream_id, [data_draft(1), Draft(body=b"x")])

@@ -20,6 +20,7 @@ from mentatlab.gateway.stream_conversation import Conversation
 from mentatlab.gateway.stream_frames import texts_of
 from mentatlab.gateway.stream_log import From, Ticket
 from mentatlab.gateway.stream_sse import HEADERS, EventFeed, event_of, follow
+from mentatlab.gateway.stream_tasks import Tasks
 from mentatlab.gateway.stream_wire import Close
 from mentatlab.streams.buffer import Item
 
@@ -80,7 +81,7 @@ class _Link(Generic[T]):
     def __init__(self, on_writable: Callable[[], None]) -> None:
         self._outbox = Outbox[T]()
         self._on_writable = on_writable
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._outbox.close)
 
     @property
     def writable(self) -> bool:
@@ -91,13 +92,7 @@ class _Link(Generic[T]):
         return self._outbox.bytes
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._task(work)
-
-    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self._tasks.start(work)
 
     async def _empty(self, send: Callable[[T], Awaitable[None]]) -> None:
         """The writer: one piece after the other, until the outbox is closed."""
@@ -111,10 +106,10 @@ class _Link(Generic[T]):
         try:
             await asyncio.wait(main, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            everyone = {*main, *self._tasks}
-            for task in everyone:
+            self._tasks.cancel()
+            for task in main:
                 task.cancel()
-            await asyncio.gather(*everyone, return_exceptions=True)
+            await asyncio.gather(*main, return_exceptions=True)
         for task in main:
             if not task.cancelled():
                 task.result()
@@ -128,7 +123,7 @@ class SocketLink(_Link[str | bytes]):
         self._websocket, self._conversation = websocket, conversation
         self._read = asyncio.Event()
         self._read.set()
-        self._close = Close(1000)
+        self._close = Close(1011)  # when a task of its own fails
         self._sending: asyncio.Task[None]
 
     def send_text(self, text: bytes) -> None:
@@ -159,10 +154,10 @@ class SocketLink(_Link[str | bytes]):
 
     async def run(self) -> None:
         """Until the connection is over."""
-        self._sending = self._task(self._send())
+        self._sending = asyncio.create_task(self._send())
         self._conversation.opened(self)
         try:
-            await self._until_one_is_over(self._sending, self._task(self._receive()))
+            await self._until_one_is_over(self._sending, asyncio.create_task(self._receive()))
         finally:
             self._conversation.lost()
 
@@ -208,7 +203,8 @@ class AsgiEvents(_Link[bytes]):
     async def run(self) -> None:
         self._feed.opened(self)
         await self._until_one_is_over(
-            self._task(self._empty(self._send_one)), self._task(self._disconnected())
+            asyncio.create_task(self._empty(self._send_one)),
+            asyncio.create_task(self._disconnected()),
         )
 
     async def _send_one(self, events: bytes) -> None:
