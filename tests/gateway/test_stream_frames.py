@@ -53,7 +53,7 @@ def test_joined_records_keep_their_order_and_the_limit(sizes: list[int]) -> None
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=20))
 def test_fragments_join(parts: list[bytes]) -> None:
-    fragments = Fragments(parts[0], binary=True)
+    fragments = Fragments(parts[0], BINARY)
     for part in parts[1:]:
         fragments.add(part)
     assert fragments.message == b"".join(parts)
@@ -61,11 +61,11 @@ def test_fragments_join(parts: list[bytes]) -> None:
 
 
 def test_fragments_are_bounded_in_bytes_and_number() -> None:
-    fragments = Fragments(b"x" * MAX_MESSAGE_BYTES, binary=False)
+    fragments = Fragments(b"x" * MAX_MESSAGE_BYTES, TEXT)
     with pytest.raises(WebSocketError) as raised:
         fragments.add(b"x")
     assert raised.value.code == 1009
-    fragments = Fragments(b"", binary=False)
+    fragments = Fragments(b"", TEXT)
     for _ in range(MAX_FRAGMENTS - 1):
         fragments.add(b"")
     with pytest.raises(WebSocketError):

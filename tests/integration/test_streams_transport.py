@@ -127,9 +127,6 @@ async def test_picows_still_shakes_hands_and_parses_through_its_buffer() -> None
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         while not made:
             await asyncio.sleep(0)
-        import logging
-
-        from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
         protocol: Any = picows.WSProtocol(
             None, None, False, lambda _: Listener(), logging.LoggerAdapter(logging.getLogger()),

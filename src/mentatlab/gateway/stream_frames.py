@@ -29,12 +29,12 @@ class WebSocketError(Exception):
 
 
 class Fragments:
-    """A message that comes in pieces, under limits."""
+    """A message that comes in pieces, under limits; `kind` is `TEXT` or `BINARY`."""
 
-    __slots__ = ("_parts", "binary", "size")
+    __slots__ = ("_parts", "kind", "size")
 
-    def __init__(self, first: bytes, *, binary: bool) -> None:
-        self.binary, self.size = binary, 0
+    def __init__(self, first: bytes, kind: int) -> None:
+        self.kind, self.size = kind, 0
         self._parts: list[bytes] = []
         self.add(first)
 

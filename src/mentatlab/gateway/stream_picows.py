@@ -30,6 +30,7 @@ from mentatlab.gateway.stream_frames import (
     CONTINUATION,
     MAX_MESSAGE_BYTES,
     PING,
+    TEXT,
     Fragments,
     WebSocketError,
     frame_of,
@@ -265,38 +266,37 @@ class Socket(WSListener):
         try:
             if frame.rsv1 or frame.rsv2 or frame.rsv3:
                 raise WebSocketError(1002, "a reserved bit is set")
-            self._conversation.heard()
-            if kind <= BINARY:
-                self._data(kind, frame)
-            else:
+            if kind > BINARY:
                 self._control(kind, frame)
+            elif kind == CONTINUATION or self._fragments is not None or not frame.fin:
+                self._fragment(kind, frame)
+            else:
+                self._message(kind, frame.get_payload_as_bytes())
         except WebSocketError as fault:
             self.close(fault.code, fault.reason)
         if frame.last_in_buffer and not self.closing:
+            self._conversation.heard()
             self._conversation.read_done()
 
-    def _data(self, kind: int, frame: WSFrame) -> None:
+    def _fragment(self, kind: int, frame: WSFrame) -> None:
         payload = frame.get_payload_as_bytes()
         if kind != CONTINUATION:
             if self._fragments is not None:
                 raise WebSocketError(1002, "a message begins inside another")
-            if frame.fin:
-                self._message(payload, kind == BINARY)
-            else:
-                self._fragments = Fragments(payload, binary=kind == BINARY)
+            self._fragments = Fragments(payload, kind)
             return
         if self._fragments is None:
             raise WebSocketError(1002, "nothing to continue")
         self._fragments.add(payload)
         if frame.fin:
             whole, self._fragments = self._fragments, None
-            self._message(whole.message, whole.binary)
+            self._message(whole.kind, whole.message)
 
-    def _message(self, data: bytes, binary: bool) -> None:
-        if binary:
-            self._conversation.binary(data)
-        else:
+    def _message(self, kind: int, data: bytes) -> None:
+        if kind == TEXT:
             self._conversation.text(utf8(data))
+        else:
+            self._conversation.binary(data)
 
     def _control(self, kind: int, frame: WSFrame) -> None:
         if kind == PING:

@@ -258,15 +258,16 @@ def draft_of(message: Message) -> Draft:
     `Invalid(STREAM_RECORD_INVALID)`.
     """
     kind = message.kind
-    payload = message.data if message.payload in _MISSING else message.payload
     if kind == "stream_data":
         payload = _checked_data(message.payload, message.data)
         type_ = RecordType.DATA
     elif kind == "stream_end":
+        payload = message.data if message.payload in _MISSING else message.payload
         payload = _COMPLETE if payload in _MISSING else payload
         _checked(payload, _end_payload)
         type_ = RecordType.END
     elif kind == "stream_error":
+        payload = message.data if message.payload in _MISSING else message.payload
         _checked(payload, _error_payload)
         type_ = RecordType.ERROR
     else:

@@ -84,8 +84,7 @@ def append(
         return Step(lane, (), len(drafts), known)
     _check_order(lane, fresh)
     batch = _Batch(lane, now, rseq if lane.durability == "commit" else None)
-    for draft in fresh:
-        batch.add(draft, measure)
+    batch.add(fresh, measure)
     if producer is not None:
         known = _remember(producer, known, skipped, lane.head + 1, len(fresh))
     return Step(batch.lane, tuple(batch.entries), skipped, known)
@@ -200,30 +199,30 @@ class _Batch:
         self._stamp = _stamp(self._time_ms)
         self._names = _names(lane.stream_id, lane.run_id, lane.node_id, lane.pin_name)
 
-    def add(self, draft: Draft, measure: Measure) -> None:
-        sequence, kind = self.head + 1, draft.type
-        if self._rseq is not None:
-            self._rseq += 1
-        payload, frame, size = self._encoded(draft, sequence)
-        more = self._more(draft)
-        text = b'{"type":"%b",%b,"sequence":%d,"timestamp":"%b","payload":%b%b}' % (
-            _TYPE[kind], self._names, sequence, self._stamp, payload, more,
-        )  # fmt: skip
-        lane, rseq = self._lane, self._rseq
-        entry = Entry(
-            lane.stream_id, lane.run_id, kind, sequence, rseq, self._time_ms, size, text, frame
-        )
-        self.entries.append(entry)
-        self.head = sequence
-        self.kept += len(text) if frame is None else entry.length
-        if kind is RecordType.DATA:
-            self._chunks += 1
-            self._bytes += size
-            if frame is not None and entry.key:
-                self._key = sequence
-        elif kind is RecordType.START:
-            self._lane = _restart(self._lane, draft, entry, measure)
-            self._chunks, self._bytes = self._lane.chunks, self._lane.bytes
+    def add(self, drafts: Sequence[Draft], measure: Measure) -> None:
+        lane, rseq, stamp = self._lane, self._rseq, self._stamp
+        for draft in drafts:
+            sequence, kind = self.head + 1, draft.type
+            if rseq is not None:
+                rseq = self._rseq = rseq + 1
+            payload, frame, size = self._encoded(draft, sequence)
+            text = b'{"type":"%b",%b,"sequence":%d,"timestamp":"%b","payload":%b%b}' % (
+                _TYPE[kind], self._names, sequence, stamp, payload, _more(draft, rseq),
+            )  # fmt: skip
+            entry = Entry(
+                lane.stream_id, lane.run_id, kind, sequence, rseq, self._time_ms, size, text, frame
+            )
+            self.entries.append(entry)
+            self.head = sequence
+            self.kept += len(text) if frame is None else entry.length
+            if kind is RecordType.DATA:
+                self._chunks += 1
+                self._bytes += size
+                if frame is not None and entry.key:
+                    self._key = sequence
+            elif kind is RecordType.START:
+                lane = self._lane = _restart(lane, draft, entry, measure)
+                self._chunks, self._bytes = lane.chunks, lane.bytes
 
     @property
     def lane(self) -> Lane:
@@ -295,20 +294,21 @@ class _Batch:
         }
         return {"reason": "complete", **draft.values, **counted}
 
-    def _more(self, draft: Draft) -> bytes:
-        """The optional members, each with its comma."""
-        more = b"" if self._rseq is None else b',"rseq":%d' % self._rseq
-        if draft.pts_us is draft.dur_us is draft.attempt is draft.item is None:
-            return more
-        for name, value in (
-            (b"pts_us", draft.pts_us),
-            (b"dur_us", draft.dur_us),
-            (b"attempt", draft.attempt),
-            (b"item", draft.item),
-        ):
-            if value is not None:
-                more += b',"%b":%d' % (name, value)
+
+def _more(draft: Draft, rseq: int | None) -> bytes:
+    """The optional members, each with its comma."""
+    more = b"" if rseq is None else b',"rseq":%d' % rseq
+    if draft.pts_us is draft.dur_us is draft.attempt is draft.item is None:
         return more
+    for name, value in (
+        (b"pts_us", draft.pts_us),
+        (b"dur_us", draft.dur_us),
+        (b"attempt", draft.attempt),
+        (b"item", draft.item),
+    ):
+        if value is not None:
+            more += b',"%b":%d' % (name, value)
+    return more
 
 
 def _encode(payload: dict[str, Any]) -> bytes:
