@@ -1,16 +1,17 @@
 """The hub in one process: joining, credits, cancelled publishers, runs, attempts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from mentatlab.protocol.errors import Code, Fenced, Forbidden, Gone, Invalid, NotFound
-from mentatlab.protocol.records import Cursor, Draft, RecordType, data_draft
+from mentatlab.protocol.errors import Code, Fenced, Forbidden, Gone, Invalid, NotFound, OutOfSpace
+from mentatlab.protocol.records import Cursor, Draft, Producer, RecordType, data_draft
 from mentatlab.streams import (
     Lane,
+    MemoryStreamLog,
     StreamingConnectionManager,
     StreamRegistry,
     Subscription,
@@ -18,7 +19,7 @@ from mentatlab.streams import (
 )
 from mentatlab.streams import registry as streams_registry
 from mentatlab.streams.buffer import TAIL_BYTES
-from mentatlab.streams.port import READ_BYTES
+from mentatlab.streams.port import READ_BYTES, Appended, Retention
 from mentatlab.streams.positions import Start, parse_from
 from mentatlab.streams.redis import open_redis_log
 from support.redis import RedisProcess
@@ -348,3 +349,36 @@ def test_what_is_no_place(from_: str | int) -> None:
     with pytest.raises(Invalid) as caught:
         parse_from(from_, HEAD)
     assert caught.value.code is Code.STREAM_CURSOR_INVALID
+
+
+async def test_a_lane_that_cannot_be_retired_keeps_no_other_from_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = 1000.0
+    log = _Stubborn()
+    hub = StreamingConnectionManager(log, clock=lambda: now)
+    brief = Retention(ttl_s=5)
+    first, second = [await hub.create_stream("a", pin, retention=brief) for pin in ("x", "y")]
+    log.refused = first.stream_id
+    now += 10
+    assert await hub.sweep() == 1
+    assert (await hub.lane(second.stream_id)).state == "ended"
+    assert first.stream_id in caplog.text
+
+
+class _Stubborn(MemoryStreamLog):
+    """One of its lanes cannot be written to."""
+
+    refused = ""
+
+    async def append(
+        self,
+        stream_id: str,
+        drafts: Sequence[Draft],
+        *,
+        now: float,
+        producer: Producer | None = None,
+    ) -> Appended:
+        if stream_id == self.refused:
+            raise OutOfSpace(Code.DISK_FULL, "the disk is full")
+        return await super().append(stream_id, drafts, now=now, producer=producer)

@@ -32,6 +32,33 @@ class TestMemory(StreamLogContract):
         assert caught.value.code is Code.STREAM_BUFFER_EXCEEDED
         assert (await log.get(live)).head == 2
 
+    async def test_a_stream_can_end_when_there_is_no_room(self) -> None:
+        log = MemoryStreamLog(max_bytes=2000)
+        live = await opened(log, lane(durability="memory"))
+
+        async def fill() -> None:
+            while True:
+                await append(log, live, data_draft(1))
+
+        with pytest.raises(OutOfSpace):
+            await fill()
+        await append(log, live, end_draft("complete", chunks=0))
+        assert (await log.get(live)).state == "ended"
+        other = await opened(log, lane(run_id="rn_2", durability="memory"))
+        assert other in log
+        assert live not in log
+
+    async def test_lanes_are_bounded(self) -> None:
+        log = MemoryStreamLog(max_lanes=2)
+        done = await opened(log, lane("a", run_id="rn_1"))
+        await append(log, done, end_draft("complete", chunks=0))
+        await opened(log, lane("b", run_id="rn_2"))
+        again = await opened(log, lane("c", run_id="rn_1"))  # the very run that has to go
+        assert done not in log
+        assert [each.stream_id for each in await log.lanes("rn_1")] == [again]
+        with pytest.raises(OutOfSpace):
+            await opened(log, lane("d", run_id="rn_3"))
+
 
 class TestSqlite(StreamLogContract):
     @pytest.fixture

@@ -12,7 +12,15 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mentatlab.protocol.errors import Code, Conflict, Gone, Invalid, NotFound, Unavailable
+from mentatlab.protocol.errors import (
+    Code,
+    Conflict,
+    Gone,
+    Invalid,
+    MentatError,
+    NotFound,
+    Unavailable,
+)
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import (
     Draft,
@@ -443,15 +451,22 @@ class StreamingConnectionManager:
         return by_sequence(first) if first.type is RecordType.START else None
 
     async def sweep(self) -> int:
-        """Carry out what retention asks for; how many lanes it was."""
-        lanes = await self._log.due(self._clock())
-        for lane in lanes:
-            if lane.state == "open":
-                await self.end_stream(lane.stream_id, reason="expired")
-            else:
-                await self._log.expire(lane.stream_id)
-                self._forget(lane.stream_id)
-        return len(lanes)
+        """Carry out what retention asks for; how many lanes it was done to."""
+        done = 0
+        for lane in await self._log.due(self._clock()):
+            try:
+                await self._retire(lane)
+                done += 1
+            except MentatError as error:  # of one lane: the others have their turn all the same
+                log.warning("retention of the stream %s: %s", lane.stream_id, error)
+        return done
+
+    async def _retire(self, lane: Lane) -> None:
+        if lane.state == "open":
+            await self.end_stream(lane.stream_id, reason="expired")
+        else:
+            await self._log.expire(lane.stream_id)
+            self._forget(lane.stream_id)
 
     async def tidy(self) -> None:
         """What the log itself has to put in order: finished runs are sealed, files given back."""

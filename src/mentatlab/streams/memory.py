@@ -57,12 +57,15 @@ class _Stored:
 class MemoryStreamLog:
     """A `StreamLog` that ends with the process; `epoch` must differ from that of an earlier one.
 
-    Holds at most `max_bytes` of records: the oldest runs whose lanes have all ended go first, then
-    an append is `OutOfSpace(STREAM_BUFFER_EXCEEDED)`.
+    Holds at most `max_bytes` of records, and `max_lanes`: the oldest runs whose lanes have all
+    ended go first, then an append or a new lane is `OutOfSpace(STREAM_BUFFER_EXCEEDED)`. A terminal
+    record always fits, since what has ended can go.
     """
 
-    def __init__(self, *, epoch: int = 1, max_bytes: int = 256 << 20) -> None:
-        self._epoch, self._max_bytes, self._bytes = epoch, max_bytes, 0
+    def __init__(
+        self, *, epoch: int = 1, max_bytes: int = 256 << 20, max_lanes: int = 65_536
+    ) -> None:
+        self._epoch, self._max_bytes, self._max_lanes, self._bytes = epoch, max_bytes, max_lanes, 0
         self._lanes: dict[str, _Stored] = {}
         self._timed: dict[str, _Stored] = {}  # those that can become due
         self._runs: dict[str, _Run] = {}
@@ -76,10 +79,7 @@ class MemoryStreamLog:
         return stream_id in self._lanes
 
     async def create(self, lane: Lane) -> Lane:
-        run = self._runs.get(lane.run_id) or _Run(
-            Run(run_id=lane.run_id, workspace=lane.workspace, epoch=self._epoch)
-        )
-        if (existing := find_place((s.lane for s in run.lanes.values()), lane)) is not None:
+        if (existing := find_place(await self.lanes(lane.run_id), lane)) is not None:
             return existing
         if lane.stream_id in self._lanes:
             raise Conflict(
@@ -87,6 +87,11 @@ class MemoryStreamLog:
                 f"the id {lane.stream_id} names another stream",
                 hint="choose another id",
             )
+        if len(self._lanes) >= self._max_lanes and not self._forget_ended():
+            raise _full(f"{self._max_lanes} open streams")
+        run = self._runs.get(lane.run_id) or _Run(
+            Run(run_id=lane.run_id, workspace=lane.workspace, epoch=self._epoch)
+        )
         stored = _Stored(msgspec.structs.replace(lane, epoch=self._epoch), run)
         run.lanes[lane.node_id, lane.pin_name] = self._lanes[lane.stream_id] = stored
         self._runs[lane.run_id] = run
@@ -143,7 +148,10 @@ class MemoryStreamLog:
             rseq=stored.run.run.head,
         )
         if step.entries:
-            self._make_room(step.lane.kept - stored.lane.kept)
+            needed = step.lane.kept - stored.lane.kept
+            if step.lane.state == "open":
+                self._make_room(needed)
+            self._bytes += needed
             self._store(stored, step)
         if producer is not None and step.known is not None:
             stored.producers[producer.id] = step.known
@@ -168,20 +176,17 @@ class MemoryStreamLog:
         del stored.entries[1 : 1 + taken]
 
     def _make_room(self, needed: int) -> None:
-        self._bytes += needed
-        if self._bytes <= self._max_bytes:
-            return
-        for run_id in list(self._runs):
-            if all(s.lane.state != "open" for s in self._runs[run_id].lanes.values()):
+        while self._bytes + needed > self._max_bytes:
+            if not self._forget_ended():
+                raise _full(f"{self._max_bytes} bytes")
+
+    def _forget_ended(self) -> bool:
+        """The oldest run whose lanes have all ended; False: there is none."""
+        for run_id, run in self._runs.items():
+            if all(stored.lane.state != "open" for stored in run.lanes.values()):
                 self._forget(run_id)
-            if self._bytes <= self._max_bytes:
-                return
-        self._bytes -= needed
-        raise OutOfSpace(
-            Code.STREAM_BUFFER_EXCEEDED,
-            f"the memory log is full ({self._max_bytes} bytes)",
-            hint="use durability `commit` for long streams, and end the streams that are done",
-        )
+                return True
+        return False
 
     async def fence(self, stream_id: str, producer_id: str) -> Known | None:
         producers = self._stored(stream_id).producers
@@ -269,6 +274,14 @@ class MemoryStreamLog:
         if (run := self._runs.get(run_id)) is None:
             raise unknown(run_id)
         return run
+
+
+def _full(what: str) -> OutOfSpace:
+    return OutOfSpace(
+        Code.STREAM_BUFFER_EXCEEDED,
+        f"the memory log is full ({what})",
+        hint="use durability `commit` for long streams, and end the streams that are done",
+    )
 
 
 def _forget_order(run: _Run, entries: Iterable[Entry]) -> None:
