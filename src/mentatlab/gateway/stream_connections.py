@@ -64,7 +64,7 @@ class Connections:
         if PROTOCOL in subprotocols:
             return Accepted(MspConversation(self, id_, authority), PROTOCOL)
         return Accepted(
-            PlainConversation(self, id_, authority, query.get("from") or "latest"), None
+            PlainConversation(self, id_, authority, query.get("from"), query.get("rate")), None
         )
 
     def add(self, member: Member) -> None:

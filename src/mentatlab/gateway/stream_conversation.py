@@ -20,9 +20,7 @@ above is the conversation's. After `close` the transport gives it nothing but `l
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from mentatlab.protocol.tokens import Capability
 from mentatlab.streams.buffer import Item
-from mentatlab.streams.port import Lane, Run
 
 
 class Link(Protocol):
@@ -101,37 +99,6 @@ class Conversation(Protocol):
 
     def lost(self) -> None:
         """The connection is gone. What was received whole is still published."""
-        ...
-
-
-class Authority(Protocol):
-    """What the caller of a connection may do; `stream_access` has it."""
-
-    @property
-    def known(self) -> bool:
-        """False: a stranger, who must say `hello` with a token before anything else."""
-        ...
-
-    @property
-    def expires(self) -> float | None:
-        """When its credential ends; Unix seconds, None = never."""
-        ...
-
-    async def check(self, capability: Capability, id_: str) -> Lane | Run:
-        """The stream or run, when the caller may do this now; for `pub` and `cancel` the lane's
-        counters may be old.
-
-        `Unauthenticated`, `Forbidden`, or `NotFound(STREAM_UNKNOWN)`: unknown and foreign look
-        alike.
-        """
-        ...
-
-    async def renewed(self, token: str) -> "Authority":
-        """The authority that this credential gives; `Unauthenticated(TOKEN_INVALID)`."""
-        ...
-
-    def spend(self) -> float:
-        """Count one control message; seconds to wait when it is over the key's rate, else 0."""
         ...
 
 

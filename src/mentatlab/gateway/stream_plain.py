@@ -1,7 +1,7 @@
 """`WS /ws/streams/{id}` for plain clients: `wscat` is enough.
 
-Records out from `?from=` (default latest); each message in is a record to publish. Whoever may
-publish but not read only publishes.
+Records out from `?from=` (default latest) at `?rate=` (default max); each message in is a record to
+publish. Whoever may publish but not read only publishes.
 """
 
 from mentatlab.gateway.stream_access import Authority
@@ -10,18 +10,26 @@ from mentatlab.gateway.stream_wire import DONE, MAX_MESSAGE_BYTES, check_size, g
 from mentatlab.protocol.errors import Forbidden, MentatError
 from mentatlab.protocol.records import MAX_RECORD_BYTES, Draft, parse_message
 from mentatlab.streams.buffer import Items
+from mentatlab.streams.positions import parse_rate
 from mentatlab.streams.publishing import Batch, Publication, publication_of
 from mentatlab.streams.pump import Pump
 from mentatlab.streams.subscription import Options, Subscription
 
 
 class PlainConversation(SocketConversation):
-    __slots__ = ("_from", "_pump")
+    __slots__ = ("_from", "_pump", "_rate")
     kind = "plain"
 
-    def __init__(self, around: Surroundings, id_: str, authority: Authority, from_: str) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        id_: str,
+        authority: Authority,
+        from_: str | None = None,
+        rate: str | None = None,
+    ) -> None:
         super().__init__(around, id_, authority)
-        self._from = from_
+        self._from, self._rate = from_ or "latest", rate
         self._pump: Pump | None = None
 
     def text(self, data: bytes) -> None:
@@ -55,7 +63,7 @@ class PlainConversation(SocketConversation):
     async def _attach(self) -> None:
         try:
             if await self._reads():
-                options = Options(guard=self._authority.guard)
+                options = Options(rate=parse_rate(self._rate), guard=self._authority.guard)
                 hub = self._around.hub
                 self._follow(await hub.attach(self._id, from_=self._from, options=options))
         except MentatError as error:
