@@ -2,6 +2,8 @@
 out of order, on either side."""
 
 import contextlib
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -449,6 +451,19 @@ def test_the_answer_to_a_subscription_that_was_left_is_not_taken_for_the_next_on
     conversation.received(record(1, "start", payload={}))
     assert second.live
     assert second.active
+
+
+def test_nothing_is_kept_of_a_reader_that_has_left() -> None:
+    """A connection may live for months."""
+    conversation, reading = Conversation(), Reading(STREAM, from_="start")
+    conversation.opened()
+    conversation.add_reading(reading)
+    conversation.received('{"type":"subscribed","id":"st_1","lane":1,"start":"1:0"}')
+    conversation.remove_reading(reading)
+    left = weakref.ref(reading)
+    del reading
+    gc.collect()
+    assert left() is None
 
 
 def test_a_reader_that_holds_its_publisher_back_says_how_far_it_is() -> None:

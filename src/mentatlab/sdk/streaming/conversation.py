@@ -89,6 +89,7 @@ class Conversation:
         """Idempotent."""
         if self._readings.get(reading.id) is reading:
             del self._readings[reading.id]
+            self._lanes = {lane: each for lane, each in self._lanes.items() if each is not reading}
             if self._open and reading.active:
                 self.say({"type": "unsubscribe", "id": reading.id})
                 if not reading.live:
@@ -174,7 +175,7 @@ class Conversation:
             case Throttle(retry_after_ms=wait):
                 return wait / 1000
             case Pong(left=id_):
-                self._left[id_] -= 1
+                self._left -= Counter({id_: 1})  # without what is 0 then
             case Failed():
                 self._failed(told)
             case Publishing() | Published() | Credit():
