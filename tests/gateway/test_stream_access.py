@@ -1,14 +1,20 @@
 """What a connection may do, and for how long: authorities, their credentials and tickets."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.support.links import events, talk
 
+from mentatlab.gateway import credentials
 from mentatlab.gateway.admission import Admission, Rules
 from mentatlab.gateway.head import Head
 from mentatlab.gateway.identity import ANONYMOUS, LOOPBACK_USER, Caller
 from mentatlab.gateway.stream_access import Authority
+from mentatlab.gateway.stream_connections import Connections
+from mentatlab.gateway.stream_msp import PROTOCOL
+from mentatlab.gateway.stream_sse import follow
 from mentatlab.protocol.errors import Code, Forbidden, MentatError, NotFound, Unauthenticated
 from mentatlab.protocol.tokens import Capability, Claims, mint
 from mentatlab.streams import StreamingConnectionManager
@@ -265,3 +271,44 @@ def test_lists_go_over_several_lines():
     assert found.listed(name) == ["a", "b", "c"]
     assert found.header(name) == "a, b"
     assert found.header(b"y") is None
+
+
+@pytest.mark.parametrize("protocols", [(), (PROTOCOL,)])
+async def test_a_revoked_key_ends_who_only_waits(
+    admission: Admission,
+    hub: StreamingConnectionManager,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    protocols: tuple[str, ...],
+):
+    monkeypatch.setattr(credentials, "RECHECK_S", 0.0)
+    stream_id = (await hub.create_stream("a", "b")).stream_id
+    who = await authority(admission, "ml_reader")
+    now = asyncio.get_running_loop().time()
+    async with talk(hub, stream_id, *protocols, who=who) as reader:
+        reader.tick(now + 16)  # it holds
+        await reader.next()
+        keys.known.clear()
+        reader.tick(now + 32)
+        assert await reader.closed() == 4101
+
+
+async def test_a_revoked_key_ends_event_streams_that_only_wait(
+    admission: Admission,
+    hub: StreamingConnectionManager,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(credentials, "RECHECK_S", 0.0)
+    stream_id = (await hub.create_stream("a", "b")).stream_id
+    who = await authority(admission, "ml_reader")
+    asked = {"from_": None, "rate": None, "last_event_id": None}
+    feed = await follow(Connections(hub), stream_id, who, **asked)
+    assert feed is not None
+    now = asyncio.get_running_loop().time()
+    async with events(feed) as link:
+        feed.tick(now + 16, 0.0)
+        keys.known.clear()
+        feed.tick(now + 32, 0.0)
+        async with asyncio.timeout(10):
+            assert await link.closed == 1000

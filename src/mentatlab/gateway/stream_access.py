@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from mentatlab.gateway.credentials import Credentials
 from mentatlab.gateway.identity import Caller, authorise
 from mentatlab.gateway.limits import Buckets
-from mentatlab.protocol.errors import Code, Forbidden
+from mentatlab.protocol.errors import Code, Forbidden, MentatError, Unauthenticated
 from mentatlab.protocol.tokens import Capability, Claims, ended
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.port import Lane, Run, unknown
@@ -92,6 +92,21 @@ class Authority:
             raise ended("token")
         if self._credential is not None:
             await self._shared.credentials.still(self._credential)
+
+    @property
+    def revocable(self) -> bool:
+        """Whether somebody may end it at any time: a key, which is looked up."""
+        return self._credential is not None and self.caller.claims is None
+
+    async def revoked(self) -> Unauthenticated | None:
+        """Why it does not hold any more; None also while that cannot be said."""
+        try:
+            await self.guard()
+        except Unauthenticated as error:
+            return error
+        except MentatError:
+            return None
+        return None
 
     async def renewed(self, credential: str) -> "Authority":
         """What that token (or key) gives; `Unauthenticated`."""

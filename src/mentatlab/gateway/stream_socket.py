@@ -187,6 +187,15 @@ class SocketConversation(ABC):
         if now - self._checked_at >= self._around.timing.mark_s:
             self._checked_at = now
             self._inbox.forget()
+            if self._authority.revocable:
+                self._link.spawn(self._recheck())
+
+    async def _recheck(self) -> None:
+        """Who keeps up with what comes asks for nothing by which a revoked key would be noticed."""
+        authority = self._authority
+        error = await authority.revoked()
+        if error is not None and authority is self._authority:
+            self._fail(error)
 
     def _ping_s(self, timing: Timing) -> float:
         publishes = self._around.publishers.has(self)

@@ -97,6 +97,7 @@ class EventFeed:
     __slots__ = (
         "_around",
         "_authority",
+        "_checked_at",
         "_closed",
         "_id",
         "_link",
@@ -115,6 +116,7 @@ class EventFeed:
         self._link: EventLink
         self._pump: Pump | None = None
         self._marks = Marks(stalled=False)
+        self._checked_at = 0.0
         self._closed = False
 
     @property
@@ -151,6 +153,9 @@ class EventFeed:
         expires = self._authority.expires
         if expires is not None and expires <= wall:
             self._finish()
+        if self._authority.revocable and now - self._checked_at >= self._around.timing.mark_s:
+            self._checked_at = now
+            self._link.spawn(self._recheck())
         if self._closed or not self._link.writable:
             return
         stalled = self._around.publishers.stalled(self._id)
@@ -158,6 +163,11 @@ class EventFeed:
         if state is not None:
             mark = {"id": self._id, "cursor": str(self._subscription.cursor), "state": state}
             self._link.send(event("mark", _encode(mark)))
+
+    async def _recheck(self) -> None:
+        """A revoked key is noticed also by who asks for nothing more."""
+        if await self._authority.revoked() is not None:
+            self._finish()
 
     def drain(self) -> None:
         self._finish()
