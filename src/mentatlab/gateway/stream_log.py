@@ -1,11 +1,11 @@
 """`GET /api/v1/streams/{id}/log` and `…/records/{sequence}`: what the log holds now."""
 
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.types import Receive, Scope, Send
 
 from mentatlab.gateway.compress import GrowingResponse
 from mentatlab.gateway.media_headers import content_type, safe_headers
@@ -76,11 +76,11 @@ def log_router(hub: StreamingConnectionManager) -> APIRouter:
         """What the log of a stream or run holds now, in order; it does not follow."""
         who = authority(request)
         found = await who.check("sub", stream_id)
+        state = await _state(hub, found)
         options = Options(guard=who.guard)
         subscription = await hub.attach(stream_id, from_=from_ or "start", options=options)
         reading = LogReading(subscription, _end(found, subscription.cursor.sequence, to, limit))
-        state = await _state(hub, found)
-        return LogResponse(reading.pieces(), headers=_headers(found, state, reading.next))
+        return LogResponse(reading, headers=_headers(found, state, reading.next))
 
     @router.get("/{stream_id}/records/{sequence}", status_code=200, responses={200: _RECORD_ANSWER})
     async def record(request: Request, stream_id: str, sequence: Sequence) -> Response:
@@ -111,16 +111,17 @@ class LogReading:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """NDJSON, some 64 KiB at once."""
-        subscription = self._subscription
-        with contextlib.closing(subscription):
-            while True:
-                more = subscription.cursor.sequence < self._end
-                items = await self._some() if more else []
-                lines = [*self._gap(), *(item.entry.json for item in items)]
-                if lines:
-                    yield b"\n".join(lines) + b"\n"
-                if not items:
-                    return
+        while True:
+            more = self._subscription.cursor.sequence < self._end
+            items = await self._some() if more else []
+            lines = [*self._gap(), *(item.entry.json for item in items)]
+            if lines:
+                yield b"\n".join(lines) + b"\n"
+            if not items:
+                return
+
+    def close(self) -> None:
+        self._subscription.close()
 
     async def _some(self) -> list[Item]:
         items = self._subscription.take(ROOM_BYTES)
@@ -144,7 +145,19 @@ class LogReading:
 
 
 class LogResponse(GrowingResponse):
+    """Closes `reading` at its end, also when the client left before the first piece."""
+
     media_type = NDJSON
+
+    def __init__(self, reading: LogReading, *, headers: dict[str, str]) -> None:
+        super().__init__(reading.pieces(), headers=headers)
+        self._reading = reading
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reading.close()
 
 
 async def _state(hub: StreamingConnectionManager, found: Lane | Run) -> str:
