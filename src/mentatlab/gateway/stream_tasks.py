@@ -31,6 +31,7 @@ class Tasks:
     def _done(self, task: asyncio.Task[None]) -> None:
         if self._running is not None:
             self._running.discard(task)
+            self._running = self._running or None
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a connection's task failed", exc_info=error)
             self._failed()

@@ -21,6 +21,11 @@ class Pump:
     Before items `subscription.gap` may have to be told. `ended` and `failed` are called once, last.
     """
 
+    __slots__ = (
+        "_closed", "_deliver", "_ended", "_failed", "_loading", "_ready", "_spawn", "_woken",
+        "subscription",
+    )  # fmt: skip
+
     def __init__(
         self,
         subscription: Subscription,

@@ -89,6 +89,8 @@ class Feed(Protocol):
 
 
 class LaneFeed:
+    __slots__ = ("_log", "key")
+
     def __init__(self, log: StreamLog, stream_id: str) -> None:
         self._log, self.key = log, stream_id
 
@@ -105,6 +107,8 @@ class LaneFeed:
 
 
 class RunFeed:
+    __slots__ = ("_log", "key")
+
     def __init__(self, log: StreamLog, run_id: str) -> None:
         self._log, self.key = log, run_id
 
@@ -142,6 +146,12 @@ class Subscription:
     the order. `lane` is the lane when it was attached, None for a run. Items are shared.
     """
 
+    __slots__ = (
+        "_checked", "_delivered", "_detach", "_ending", "_epoch", "_feed", "_granted", "_head",
+        "_held", "_hold", "_is_run", "_listener", "_news", "_options", "_pace", "_pending",
+        "_position", "_tail", "_timer", "_unconsumed", "gap", "lane", "over", "preface",
+    )  # fmt: skip
+
     def __init__(
         self,
         feed: Feed,
@@ -166,9 +176,9 @@ class Subscription:
         self._granted, self._delivered, self._held = options.credit, 0, 0
         self._pace: tuple[int, float] | None = None  # record time in ms, loop time in s
         self._timer: asyncio.TimerHandle | None = None
-        self._pending: deque[Item] = deque()
+        self._pending: deque[Item] | None = None
         self._hold = hold
-        self._unconsumed: deque[Item] = deque()  # of a reader who holds its publisher back
+        self._unconsumed = None if hold is None else deque[Item]()
         self._detach = detach
         self._news: asyncio.Event | None = None
 
@@ -234,7 +244,7 @@ class Subscription:
         self.gap = Gap(since, begin, "epoch", begin)
         self._epoch, self._position, self._head, self._checked = epoch, 0, 0, -1
         self._ending = False
-        self._pending.clear()
+        self._pending = None
         self.on_wake()
 
     def statistics(self) -> SubscriptionStatistics:
@@ -317,7 +327,7 @@ class Subscription:
         if self._ending and not self._is_run:
             self.over = True
         self._starve(False)
-        if self._hold is not None:
+        if self._unconsumed is not None:
             self._unconsumed.extend(items)
         if (wanted := self._options.filter) is not None:
             items = Items(item for item in items if wanted.passes(item))
@@ -410,7 +420,7 @@ class Subscription:
     async def __anext__(self) -> StreamChunk:
         self.acknowledge(self.cursor.sequence)
         if not self._pending:
-            self._pending.extend(await self.batch())
+            self._pending = deque(await self.batch())
         if self.gap is not None and self.gap.reason != "dropped":
             raise Gone(
                 Code.STREAM_LOST,
