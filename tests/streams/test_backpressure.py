@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec import structs
 
 from mentatlab.protocol.errors import Code, Invalid, OutOfSpace
 from mentatlab.protocol.records import data_draft
-from mentatlab.streams import StreamingConnectionManager, StreamSession, backpressure
-from mentatlab.streams.subscription import Options
+from mentatlab.streams import StreamingConnectionManager, StreamSession, Subscription, backpressure
+from mentatlab.streams.subscription import Filter, Options
 
 BLOCK = Options(policy="block", reader="d")
 
@@ -162,3 +163,34 @@ async def test_a_run_is_nobodys_to_hold_back(hub: StreamingConnectionManager) ->
     await lane(hub, "x")
     with pytest.raises(Invalid):
         await hub.attach("rn_1", options=BLOCK)
+
+
+async def test_what_a_reader_filters_out_holds_nobody(hub: StreamingConnectionManager) -> None:
+    session = await lane(hub, "x")
+    only_end = Options(policy="block", reader="d", filter=Filter(type=("stream_end",)))
+    with hub.working("rn_1", "d"):
+        async with hub.subscribe(session.stream_id, options=only_end) as records:
+            reading = asyncio.create_task(_read(records))
+            await publish(session, 600)
+            await session.end()
+            assert await reading == [1, 602]
+
+
+async def _read(records: Subscription) -> list[int]:
+    return [record.sequence async for record in records]
+
+
+async def test_what_was_consumed_in_another_epoch_does_not_count(
+    hub: StreamingConnectionManager,
+) -> None:
+    """After a loss the lane is shorter than what its reader had to catch up with."""
+    session = await lane(hub, "x")
+    held, lost = backpressure.Backpressure(), structs.replace(session.lane, head=500)
+    hold = held.hold(lost, "d", 200)
+    gate = held.gates[session.stream_id]
+    assert gate.full
+    hold.begin_again()
+    assert not gate.full
+    entries = await hub.publish(session.stream_id, [data_draft(n) for n in range(256)])
+    gate.appended(entries.entries)
+    assert gate.full

@@ -8,11 +8,12 @@ full window is doubled. At 1 GiB its publisher fails instead.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from mentatlab.protocol.errors import Code, OutOfSpace
+from mentatlab.streams.buffer import Item
 from mentatlab.streams.port import Entry, Lane
 
 WINDOW_BYTES = 1 << 20
@@ -30,6 +31,7 @@ class Hold:
         self._gate, self.node, self._consumed, self._base = gate, node, position, head
         self._taken_bytes = 0
         self._from_bytes = gate.bytes
+        self._taken: deque[tuple[Item, bool]] = deque()  # and whether the reader is told of it
         self.starved = False
 
     def lags(self, head: int, bytes_: int) -> bool:
@@ -37,11 +39,26 @@ class Hold:
         behind = bytes_ - self._from_bytes - self._taken_bytes
         return head - self._consumed >= gate.records or behind >= gate.limit
 
-    def consumed(self, entry: Entry) -> None:
-        """The reader is done with it, and with all before it."""
-        self._consumed = max(self._consumed, entry.sequence)
-        if entry.sequence > self._base:
-            self._taken_bytes += entry.length
+    def took(self, items: Sequence[Item], told: Sequence[Item]) -> None:
+        """The reader has them, and is told of some: the others are consumed with those before."""
+        positions = {item.position for item in told}
+        self._taken.extend((item, item.position in positions) for item in items)
+        self.consumed(0)
+
+    def consumed(self, sequence: int) -> None:
+        """The reader is done with what it was told up to there."""
+        while self._taken and (self._taken[0][0].position <= sequence or not self._taken[0][1]):
+            item, _ = self._taken.popleft()
+            self._consumed = max(self._consumed, item.position)
+            if item.position > self._base:
+                self._taken_bytes += item.entry.length
+        self._gate.release()
+
+    def begin_again(self) -> None:
+        """Its lane goes on in another epoch: sequences begin again, too."""
+        self._taken.clear()
+        self._gate.head = self._consumed = self._base = self._taken_bytes = 0
+        self._from_bytes = self._gate.bytes
         self._gate.release()
 
     def starve(self, starved: bool) -> None:

@@ -149,7 +149,7 @@ class Subscription:
     __slots__ = (
         "_checked", "_delivered", "_detach", "_ending", "_epoch", "_feed", "_granted", "_head",
         "_held", "_hold", "_is_run", "_listener", "_news", "_options", "_pace", "_pending",
-        "_position", "_tail", "_timer", "_unconsumed", "gap", "lane", "over", "preface",
+        "_position", "_tail", "_timer", "gap", "lane", "over", "preface",
     )  # fmt: skip
 
     def __init__(
@@ -178,7 +178,6 @@ class Subscription:
         self._timer: asyncio.TimerHandle | None = None
         self._pending: deque[Item] | None = None
         self._hold = hold
-        self._unconsumed = None if hold is None else deque[Item]()
         self._detach = detach
         self._news: asyncio.Event | None = None
 
@@ -234,8 +233,7 @@ class Subscription:
     def acknowledge(self, position: int) -> None:
         """What was handed out up to there is consumed; for `block`: its publisher may go on."""
         if self._hold is not None:
-            while self._unconsumed and self._unconsumed[0].position <= position:
-                self._hold.consumed(self._unconsumed.popleft().entry)
+            self._hold.consumed(position)
 
     def begin_again(self, epoch: int) -> None:
         """The log goes on in this epoch; the reader learns by a gap, and gets all that is there."""
@@ -245,6 +243,8 @@ class Subscription:
         self._epoch, self._position, self._head, self._checked = epoch, 0, 0, -1
         self._ending = False
         self._pending = None
+        if self._hold is not None:
+            self._hold.begin_again()
         self.on_wake()
 
     def statistics(self) -> SubscriptionStatistics:
@@ -327,13 +327,18 @@ class Subscription:
         if self._ending and not self._is_run:
             self.over = True
         self._starve(False)
-        if self._unconsumed is not None:
-            self._unconsumed.extend(items)
-        if (wanted := self._options.filter) is not None:
-            items = Items(item for item in items if wanted.passes(item))
+        items = self._filtered(items)
         self._held = items.size(self._options.binary)
         self._delivered += self._held
         return items
+
+    def _filtered(self, items: Items) -> Items:
+        """Those that the reader gets."""
+        wanted = self._options.filter
+        told = items if wanted is None else Items(item for item in items if wanted.passes(item))
+        if self._hold is not None:
+            self._hold.took(items, told)
+        return told
 
     def _starve(self, starved: bool) -> None:
         if self._hold is not None:
