@@ -5,7 +5,8 @@ import logging
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.types import Message
 
 from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_secret
 from mentatlab.gateway.asgi import AdmissionMiddleware
@@ -28,7 +29,7 @@ def who(connection: HTTPConnection) -> dict[str, object]:
     return {"workspace": found.workspace, "name": found.name, "scopes": sorted(found.scopes)}
 
 
-def client(*, loopback: bool = True, **rules: object) -> httpx2.AsyncClient:
+def application(*, loopback: bool = True, **rules: object) -> FastAPI:
     app = FastAPI()
     install(app)
     settings = Rules(
@@ -48,12 +49,21 @@ def client(*, loopback: bool = True, **rules: object) -> httpx2.AsyncClient:
     def bug() -> None:  # pyright: ignore[reportUnusedFunction]
         raise RuntimeError("secret")
 
+    @app.post("/body")
+    async def body(request: Request) -> None:  # pyright: ignore[reportUnusedFunction]
+        await request.body()
+
     @app.get("/missing")
     def missing() -> None:  # pyright: ignore[reportUnusedFunction]
         raise NotFound(Code.RUN_NOT_FOUND, "no such run", hint="look again")
 
+    return app
+
+
+def client(*, loopback: bool = True, **rules: object) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
-        transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1:7070"
+        transport=httpx2.ASGITransport(app=application(loopback=loopback, **rules)),
+        base_url="http://127.0.0.1:7070",
     )
 
 
@@ -167,6 +177,27 @@ async def test_a_bug_is_answered_with_an_id(caplog: pytest.LogCaptureFixture):
     assert answer.json()["code"] == "INTERNAL"
     assert "secret" not in answer.text
     assert answer.json()["details"]["incident"] in caplog.text
+
+
+async def test_who_leaves_in_the_middle_of_a_body_is_no_bug(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "mentatlab")
+    said: list[Message] = []
+
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/body", "raw_path": b"/body",
+        "query_string": b"", "http_version": "1.1", "root_path": "", "scheme": "http",
+        "headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1), "server": None,
+    }  # fmt: skip
+    await application()(scope, gone, send)
+    assert said == []
+    assert [(r.name, r.levelname) for r in caplog.records] == [("mentatlab.access", "INFO")]
+    assert " 499 " in caplog.text
 
 
 async def test_known_errors_pass_the_one_place():

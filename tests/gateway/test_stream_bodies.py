@@ -67,6 +67,13 @@ def test_any_headers_name_a_producer_or_none_or_are_refused(headers: dict[str, s
         assert (found is None) == ("producer-id" not in headers)
 
 
+@pytest.mark.parametrize("header", ["producer-seq", "producer-epoch"])
+def test_a_number_without_its_producer_is_refused(header: str):
+    """Taken as no producer at all it would promise exactly once and not keep it."""
+    with pytest.raises(MentatError, match="Producer-Id"):
+        producer_of({header: "1"})
+
+
 def test_the_bodys_producer_beats_the_headers():
     body = b'{"data": 1, "producer": {"id": "mine", "epoch": 0, "seq": 1}}'
     assert parsed(body, **NAMED).producer == Producer(id="mine", epoch=0, seq=1)

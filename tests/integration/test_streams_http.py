@@ -134,7 +134,7 @@ async def test_init_is_idempotent_by_key(client: Client) -> None:
     first, again, other = await opened("a", "k1"), await opened("a", "k1"), await opened("a", "k2")
     assert first.json()["stream_id"] == again.json()["stream_id"] != other.json()["stream_id"]
     clash = await opened("b", "k1")
-    assert clash.status_code == 409
+    assert (clash.status_code, clash.json()["code"]) == (409, "IDEMPOTENCY_CONFLICT")
 
 
 @pytest.mark.parametrize(

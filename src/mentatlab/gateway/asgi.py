@@ -4,6 +4,7 @@ ours has taken the connection before.
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mentatlab.gateway.admission import Admission, Visit
@@ -46,6 +47,8 @@ class AdmissionMiddleware:
 
         try:
             await self._app(scope, _bounded(scope, receive), watch)
+        except ClientDisconnect:
+            return  # in the middle of its body: nobody is there to answer
         except Exception as error:
             if status:
                 raise  # the server logs it and cuts the connection: EOF is never success

@@ -136,9 +136,11 @@ def binary_draft(body: bytes, mime: str, lane_mime: str, facts: MediaFacts) -> D
 
 
 def producer_of(headers: Mapping[str, str]) -> Producer | None:
-    """The producer that the headers name, if any."""
+    """The producer that the headers name, if any. A number without its name is `Invalid`."""
     id_ = headers.get("producer-id")
     if id_ is None:
+        if "producer-epoch" in headers or "producer-seq" in headers:
+            raise _invalid("Producer-Epoch and Producer-Seq need a Producer-Id")
         return None
     try:
         epoch = int(headers.get("producer-epoch", "0"))

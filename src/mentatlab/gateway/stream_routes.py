@@ -151,19 +151,24 @@ async def _open(
 ) -> StreamSession:
     """An idempotency key gives the ids, so that the same call finds the same lane."""
     known = None if key is None else hashlib.sha256(f"{workspace}\0{key}".encode()).hexdigest()[:26]
-    session = await hub.create_stream(
-        body.agent_id,
-        body.pin_name,
-        workspace=workspace,
-        run_id=body.run_id or (known and f"rs_{known}"),
-        node_id=body.node_id,
-        mime_type=body.mime_type,
-        durability=body.durability,
-        stream_id=known and f"st_{known}",
-        external=True,
-        retention=body.retention,
-        facts=body.facts,
-    )
+    try:
+        session = await hub.create_stream(
+            body.agent_id,
+            body.pin_name,
+            workspace=workspace,
+            run_id=body.run_id or (known and f"rs_{known}"),
+            node_id=body.node_id,
+            mime_type=body.mime_type,
+            durability=body.durability,
+            stream_id=known and f"st_{known}",
+            external=True,
+            retention=body.retention,
+            facts=body.facts,
+        )
+    except Conflict as error:
+        if error.code is not Code.CONFLICT:
+            raise
+        raise _reused() from error  # the key's id stands in another run, node or pin
     lane = session.lane
     if not lane.external:
         raise Forbidden(
