@@ -512,6 +512,43 @@ async def test_what_is_no_log_is_a_fault(redis: RedisProcess, log: RedisStreamLo
         await log.read(stream_id, 0)
 
 
+async def test_a_fault_holds_up_nobody_who_waits(
+    redis: RedisProcess, log: RedisStreamLog, prefix: str
+):
+    stream_id = await opened(log)
+    redis.command("HSET", f"{prefix}{{rn_1}}", f"lane:{stream_id}", "0123456789abcdef{")
+    first = asyncio.create_task(append(log, stream_id, *numbers(1)))
+    while not first.done():
+        waiting = asyncio.create_task(append(log, stream_id, *numbers(2)))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(first, waiting, return_exceptions=True)
+    assert [type(error) for error in found] == [msgspec.DecodeError] * 2
+
+
+async def test_news_that_cannot_be_understood_are_asked_for(
+    redis: RedisProcess, log: RedisStreamLog, prefix: str
+) -> None:
+    stream_id, ears = await opened(log), Ears(log)
+    await log.watch(stream_id)
+    redis.command("PUBLISH", f"{prefix}{{rn_1}}:news", "of another version")
+    await ears.until(lambda: ears.missed == [stream_id])
+    await append(log, stream_id, *numbers(1))
+    await ears.until(lambda: ears.entries)
+
+
+async def test_what_is_remembered_of_a_run_is_bounded(
+    log: RedisStreamLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_writer, "CACHED", 4)
+    stream_id = await opened(log)
+    for n in range(9):
+        producer = Producer(id=f"p{n}", epoch=0, seq=1)
+        await append(log, stream_id, *numbers(n), producer=producer)
+        assert (await append(log, stream_id, *numbers(n), producer=producer)).duplicate
+    assert sequences(await log.read(stream_id, 0)) == list(range(1, 11))
+
+
 async def test_servers_that_share_a_log_share_a_secret(another: Open) -> None:
     await another(secret=b"one")
     await another(secret=b"one")

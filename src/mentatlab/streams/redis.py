@@ -7,9 +7,12 @@ decision out if that is still so. Reading asks Redis each time, in one call.
 import asyncio
 import hashlib
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
+
+import msgspec
 
 from mentatlab.protocol.errors import Code, Invalid, MentatError, NotFound, Unavailable
 from mentatlab.protocol.records import Draft, Producer
@@ -44,6 +47,7 @@ from mentatlab.streams.redis_transaction import (
 from mentatlab.streams.redis_writer import RedisWriter, RunKeys, keys_of
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 REMEMBERED = 65_536
 """Streams that this process knows something of."""
@@ -310,7 +314,11 @@ class RedisStreamLog:
         if channel == self._server.channel:
             self._spawn(self._look_again())
             return
-        missed, entries = decode_news(message)
+        try:
+            missed, entries = decode_news(message)
+        except msgspec.DecodeError as error:
+            _logger.warning("another server says what this one does not understand: %s", error)
+            missed, entries = [key for key, on in self._watched.items() if on == channel], ()
         for key in missed:
             self._audience.missed(key)
         for _, group in itertools.groupby(entries, key=_stream_id):

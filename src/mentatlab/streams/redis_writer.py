@@ -6,6 +6,7 @@ call under way at most, so its jobs are carried out in the order in which they c
 
 import asyncio
 import itertools
+import logging
 import random
 import secrets
 from collections import deque
@@ -36,9 +37,12 @@ CALL_BYTES = 4 << 20
 """A call takes no further job when its records have so many: Redis does nothing else meanwhile."""
 RUNS = 4096
 """Runs that are remembered while nothing is written to them."""
+CACHED = 16_384
+"""Fields of a run that are remembered; with more all are forgotten, and asked for again."""
 TRIES = 100
 """Decisions on one call until others are given the word for a while."""
 _PAGE = 1024
+_logger = logging.getLogger(__name__)
 
 
 class RunKeys(NamedTuple):
@@ -145,6 +149,8 @@ class _Call:
 
     def _succeed(self) -> None:
         self.run.cache |= self.transaction.puts
+        if len(self.run.cache) > CACHED:
+            self.run.cache.clear()
         for job in self.jobs:
             job.settle()
 
@@ -208,8 +214,10 @@ class RedisWriter:
             except BaseException as error:
                 for call in calls:
                     call.fail(error)
-                if not isinstance(error, MentatError):
+                if not isinstance(error, Exception):
                     raise
+                if not isinstance(error, MentatError):  # others wait for this flight
+                    _logger.exception("a call to Redis failed")
             finally:
                 for run in runs:
                     run.flying = False
