@@ -72,6 +72,29 @@ async def test_without_a_blocking_reader_nobody_waits(hub: StreamingConnectionMa
     await publishing
 
 
+async def test_who_took_all_there_was_and_has_no_credit_holds_its_publisher(
+    hub: StreamingConnectionManager,
+) -> None:
+    """A reader that waits for credit does not wait for input, also when it did before."""
+    session = await lane(hub, "x")
+    options = Options(policy="block", reader="d", credit=1)
+    async with hub.subscribe(session.stream_id, from_=2, options=options) as records:
+        await publish(session, 1)
+        assert (await anext(records)).sequence == 2
+        after = asyncio.create_task(anext(records))
+        await settled()  # it waits for input
+        publishing = asyncio.create_task(publish(session, 600))
+        for _ in range(20):
+            await settled()
+        assert await head(hub, session) < 300
+        assert not publishing.done()
+        records.grant(1 << 20)
+        assert (await after).sequence == 3
+        for sequence in range(4, 603):
+            assert (await anext(records)).sequence == sequence
+        await publishing
+
+
 async def test_the_end_never_waits(hub: StreamingConnectionManager) -> None:
     session = await lane(hub, "x")
     await publish(session, 300)

@@ -97,9 +97,17 @@ class _Gate:
                 self.waiting.discard(waiter)
 
     def appended(self, entries: Sequence[Entry]) -> None:
-        """They may come twice: from who appended them, and from the log."""
+        """They may come twice: from who appended them, and from the log.
+
+        Nobody waits for input any more: who takes them and wants another says so again, and who has
+        no credit for them does not.
+        """
+        if entries[-1].sequence <= self.head:
+            return
         self.bytes += sum(entry.length for entry in entries if entry.sequence > self.head)
-        self.head = max(self.head, entries[-1].sequence)
+        self.head = entries[-1].sequence
+        for hold in self.holds:
+            hold.starved = False
 
     def release(self) -> None:
         if self.waiting and not self.full:
