@@ -31,7 +31,7 @@ from mentatlab.gateway.stream_wire import (
     message,
 )
 from mentatlab.protocol import frames
-from mentatlab.protocol.errors import Forbidden, MentatError, TooLarge
+from mentatlab.protocol.errors import Code, Forbidden, MentatError, TooLarge
 from mentatlab.protocol.records import Message, parse_cursor, parse_message
 from mentatlab.protocol.tokens import Capability
 from mentatlab.streams.port import Appended, Lane, Run
@@ -228,6 +228,12 @@ class MspConversation(SocketConversation):
         )
 
     def _options(self, found: Lane | Run, asked: client.Subscribe, rate: float | None) -> Options:
+        if asked.policy == "block" and isinstance(found, Lane) and not found.external:
+            raise Forbidden(
+                Code.STREAM_FORBIDDEN,
+                "only its run's own nodes hold this stream back",
+                hint="follow it with the policy `log`: it gets everything, later",
+            )
         return Options(
             credit=asked.max_bytes,
             rate=rate,

@@ -195,9 +195,6 @@ class Subscription:
         ahead = self._pending[0].position - 1 if self._pending else self._position
         return Cursor(self._epoch, ahead)
 
-    def cursor_at(self, item: Item) -> Cursor:
-        return Cursor(self._epoch, item.position)
-
     @property
     def epoch(self) -> int:
         return self._epoch
