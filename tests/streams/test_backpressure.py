@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec import structs
 
-from mentatlab.protocol.errors import Code, Invalid, OutOfSpace
+from mentatlab.protocol.errors import Code, Invalid, OutOfSpace, Unavailable
 from mentatlab.protocol.records import data_draft
 from mentatlab.streams import StreamingConnectionManager, StreamSession, Subscription, backpressure
 from mentatlab.streams.subscription import Filter, Options
@@ -102,6 +102,16 @@ async def test_the_end_never_waits(hub: StreamingConnectionManager) -> None:
         async with hub.subscribe(session.stream_id, options=BLOCK):
             await session.end()
     assert (await hub.lane(session.stream_id)).state == "ended"
+
+
+async def test_a_publisher_may_have_had_enough(hub: StreamingConnectionManager) -> None:
+    session = await lane(hub, "x")
+    await publish(session, 300)
+    async with hub.subscribe(session.stream_id, options=BLOCK):
+        with hub.working("rn_1", "d"), pytest.raises(Unavailable):
+            await hub.publish(session.stream_id, [data_draft(1)], patience_s=0.01)
+    assert await head(hub, session) == 301
+    await hub.publish(session.stream_id, [data_draft(1)], patience_s=0.01)
 
 
 async def test_a_waiting_publisher_may_be_cancelled(hub: StreamingConnectionManager) -> None:

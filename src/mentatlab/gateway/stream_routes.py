@@ -30,6 +30,9 @@ from mentatlab.protocol.errors import Code, Conflict, Forbidden, RateLimited
 from mentatlab.protocol.tokens import MAX_LIFETIME_S, Capability, Claims, mint
 from mentatlab.streams import Lane, StreamingConnectionManager, StreamInitRequest, StreamSession
 
+_PATIENCE_S = 10.0
+"""How long a POST waits for a reader that holds its stream back: its client may be gone."""
+
 IdempotencyKey = Annotated[
     str | None, Header(max_length=200, description="The same key opens the same stream")
 ]
@@ -73,7 +76,9 @@ def stream_router(hub: StreamingConnectionManager, admission: Admission) -> APIR
             headers=request.headers,
         )
         who.owe(len(batch.drafts))
-        appended = await hub.publish(stream_id, batch.drafts, producer=batch.producer)
+        appended = await hub.publish(
+            stream_id, batch.drafts, producer=batch.producer, patience_s=_PATIENCE_S
+        )
         return PublishAnswer(
             stream_id=stream_id,
             first=appended.first,

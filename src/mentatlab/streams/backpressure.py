@@ -27,7 +27,7 @@ class Hold:
     Lag counts records after `consumed`, and the bytes of those that came since it reads.
     """
 
-    def __init__(self, gate: "_Gate", node: str, position: int, head: int) -> None:
+    def __init__(self, gate: "Gate", node: str, position: int, head: int) -> None:
         self._gate, self.node, self._consumed, self._base = gate, node, position, head
         self._taken_bytes = 0
         self._from_bytes = gate.bytes
@@ -71,7 +71,7 @@ class Hold:
         self._gate.leave(self)
 
 
-class _Gate:
+class Gate:
     """A lane with blocking readers, and its publishers that wait."""
 
     def __init__(self, flow: "_Flow", lane: Lane) -> None:
@@ -136,7 +136,7 @@ class _Flow:
     def __init__(self, all_: "Backpressure", run_id: str) -> None:
         self._all, self._run_id = all_, run_id
         self.live: Counter[str] = Counter()
-        self.gates: set[_Gate] = set()
+        self.gates: set[Gate] = set()
 
     def relieve(self) -> None:
         """Parks' rule. It may be applied once too often, never too rarely."""
@@ -148,7 +148,7 @@ class _Flow:
         if waits.issuperset({*+self.live, *(hold.node for hold in holds)}):
             min(full, key=lambda gate: gate.limit).widen()
 
-    def left(self, gate: _Gate | None = None) -> None:
+    def left(self, gate: Gate | None = None) -> None:
         """A node or reader has gone: the others may all be waiting now, or nobody is left."""
         if gate is not None and not gate.holds:
             self.gates.discard(gate)
@@ -163,7 +163,7 @@ class Backpressure:
 
     def __init__(self) -> None:
         self.flows: dict[str, _Flow] = {}
-        self.gates: dict[str, _Gate] = {}
+        self.gates: dict[str, Gate] = {}
 
     @contextmanager
     def live(self, run_id: str, node: str) -> Generator[None]:
@@ -181,7 +181,7 @@ class Backpressure:
         gate = self.gates.get(lane.stream_id)
         if gate is None:
             flow = self._flow(lane.run_id)
-            gate = self.gates[lane.stream_id] = _Gate(flow, lane)
+            gate = self.gates[lane.stream_id] = Gate(flow, lane)
             flow.gates.add(gate)
         hold = Hold(gate, node, position, lane.head)
         gate.holds.add(hold)

@@ -33,7 +33,7 @@ from mentatlab.protocol.records import (
     error_draft,
     start_draft,
 )
-from mentatlab.streams.backpressure import Backpressure, Hold
+from mentatlab.streams.backpressure import Backpressure, Gate, Hold
 from mentatlab.streams.buffer import (
     BufferManager,
     BufferStatistics,
@@ -191,16 +191,22 @@ class StreamingConnectionManager:
         return lane
 
     async def publish(
-        self, stream_id: str, drafts: Sequence[Draft], *, producer: Producer | None = None
+        self,
+        stream_id: str,
+        drafts: Sequence[Draft],
+        *,
+        producer: Producer | None = None,
+        patience_s: float | None = None,
     ) -> Appended:
         """Append, then wake the readers. Returns when the lane's durability allows.
 
-        Data wait while a reader with the policy `block` lags too far; a cancelled caller's append
-        is carried out and delivered. `OutOfSpace(STREAM_BUFFER_EXCEEDED)`.
+        Data wait while a reader with the policy `block` lags too far: `OutOfSpace(
+        STREAM_BUFFER_EXCEEDED)`, and `Unavailable` after `patience_s`, with nothing appended. A
+        cancelled caller's append is carried out and delivered.
         """
         gate = self._backpressure.gates.get(stream_id)
         if gate is not None and any(draft.type is RecordType.DATA for draft in drafts):
-            await gate.room()
+            await _room(gate, patience_s)
         return await self._carried_out(self._append(stream_id, drafts, producer))
 
     def working(self, run_id: str, node_id: str) -> AbstractContextManager[None]:
@@ -535,6 +541,18 @@ async def open_hub(
         return StreamingConnectionManager(memory, clock=clock)
     routed = RoutedLog(await open_sqlite(path), memory, clock=clock)
     return StreamingConnectionManager(routed, clock=clock)
+
+
+async def _room(gate: Gate, patience_s: float | None) -> None:
+    try:
+        async with asyncio.timeout(patience_s):
+            await gate.room()
+    except TimeoutError as error:
+        raise Unavailable(
+            Code.UNAVAILABLE,
+            f"a reader of {gate.stream_id} holds its publishers back",
+            hint="try again; or let that reader follow with the policy `log`",
+        ) from error
 
 
 async def _forever(work: Callable[[], Awaitable[object]], every_s: float) -> None:
