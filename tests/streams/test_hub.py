@@ -366,6 +366,16 @@ async def test_a_lane_that_cannot_be_retired_keeps_no_other_from_it(
     assert first.stream_id in caplog.text
 
 
+async def test_all_that_is_due_is_done_at_once() -> None:
+    now = 1000.0
+    hub = StreamingConnectionManager(clock=lambda: now)
+    for n in range(250):
+        await hub.create_stream("a", f"{n}", retention=Retention(ttl_s=5))
+    now += 10
+    assert await hub.sweep() == 250
+    assert await hub.sweep() == 0
+
+
 class _Stubborn(MemoryStreamLog):
     """One of its lanes cannot be written to."""
 

@@ -70,6 +70,7 @@ log = logging.getLogger("mentatlab.streams")
 
 T = TypeVar("T")
 _DEFAULT = Options()
+_DUE = 100  # lanes that retention is asked about at once
 
 
 class StreamSession:
@@ -458,8 +459,14 @@ class StreamingConnectionManager:
 
     async def sweep(self) -> int:
         """Carry out what retention asks for; how many lanes it was done to."""
+        total = done = await self._sweep_some()
+        while done == _DUE:  # there may be more
+            total += (done := await self._sweep_some())
+        return total
+
+    async def _sweep_some(self) -> int:
         done = 0
-        for lane in await self._log.due(self._clock()):
+        for lane in await self._log.due(self._clock(), limit=_DUE):
             try:
                 await self._retire(lane)
                 done += 1
