@@ -19,7 +19,7 @@ from benchmarks.table import Row, show
 
 async def main(records: int = 1_000_000, kill_every_s: float = 3.0) -> int:
     with tempfile.TemporaryDirectory() as home:
-        report = await chaos(Path(home), records=records, kill_every_s=kill_every_s)
+        report = await chaos(Path(home), records=records, kill_every_s=kill_every_s, at_least_s=60)
     show(f"kill -9 every {kill_every_s:g} s under publishers and readers", _rows(report))
     return int(any((report.lost, report.doubled, report.reordered)))
 

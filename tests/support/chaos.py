@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 
@@ -25,6 +26,8 @@ from mentatlab.sdk.client import AsyncClient
 from support.server import COMMAND, environment
 
 READY_S = 20.0
+PORTION = 100
+"""Records between two rests."""
 PROBE_S = 1.0
 """A probe that takes longer has failed."""
 
@@ -52,6 +55,16 @@ class Report:
     @property
     def availability(self) -> float:
         return 100 * self.answered / max(1, self.probes)
+
+
+class Plan(NamedTuple):
+    """`count` records in each of the streams; seconds."""
+
+    count: int
+    streams: int
+    kill_every_s: float
+    cut_every_s: float
+    at_least_s: float
 
 
 class Victim:
@@ -134,9 +147,13 @@ async def chaos(
     streams: int = 4,
     kill_every_s: float = 2.0,
     cut_every_s: float = 0.3,
+    at_least_s: float = 10.0,
     seed: int | None = None,
 ) -> Report:
-    """`records` in all, over so many commit lanes, each read by a WebSocket and an SSE client."""
+    """`records` in all, over so many commit lanes, each read by a WebSocket and an SSE client.
+
+    The publishers rest now and then, so that it takes `at_least_s` on the fastest machine.
+    """
     report = Report(seed=random.randrange(1 << 32) if seed is None else seed)
     chance = random.Random(report.seed)
     victim = Victim(home)
@@ -145,8 +162,8 @@ async def chaos(
     began = time.monotonic()
     try:
         async with proxy.running() as url:
-            await _storm(report, victim, proxy, url, records // streams, streams, kill_every_s,
-                         cut_every_s)  # fmt: skip
+            plan = Plan(records // streams, streams, kill_every_s, cut_every_s, at_least_s)
+            await _storm(report, victim, proxy, url, plan)
     finally:
         await victim.kill()
     report.cuts, report.seconds = proxy.cuts, time.monotonic() - began
@@ -158,23 +175,20 @@ async def _storm(
     victim: Victim,
     proxy: Proxy,
     url: str,
-    count: int,
-    streams: int,
-    kill_every_s: float,
-    cut_every_s: float,
+    plan: Plan,
 ) -> None:
     async with asyncio.TaskGroup() as group, AsyncClient(url) as client:
         trouble = [
-            group.create_task(_kill_again_and_again(victim, kill_every_s, report)),
-            group.create_task(_cut_again_and_again(proxy, cut_every_s)),
+            group.create_task(_kill_again_and_again(victim, plan.kill_every_s, report)),
+            group.create_task(_cut_again_and_again(proxy, plan.cut_every_s)),
             group.create_task(_probe(victim.url, report)),
         ]
         async with asyncio.TaskGroup() as work:
-            for number in range(streams):
+            for number in range(plan.streams):
                 opened = await _opened(client, f"chaos-{number}")
-                work.create_task(_publish(client, opened, count, report))
-                work.create_task(_read_socket(client, opened, count, report))
-                work.create_task(_read_events(client, opened, count, report))
+                work.create_task(_publish(client, opened, plan, report))
+                work.create_task(_read_socket(client, opened, plan.count, report))
+                work.create_task(_read_events(client, opened, plan.count, report))
         for task in trouble:
             task.cancel()
 
@@ -187,14 +201,16 @@ async def _opened(client: AsyncClient, pin: str) -> str:
         await asyncio.sleep(0.05)
 
 
-async def _publish(client: AsyncClient, stream_id: str, count: int, report: Report) -> None:
+async def _publish(client: AsyncClient, stream_id: str, plan: Plan, report: Report) -> None:
     async with (
         client.connect_streams() as connection,
         connection.publisher(stream_id, id="publisher") as publisher,
     ):
-        for number in range(count):
+        for number in range(plan.count):
             await publisher.send(number)
-    report.records += count
+            if number % PORTION == 0:
+                await asyncio.sleep(plan.at_least_s * PORTION / plan.count)
+    report.records += plan.count
 
 
 async def _read_socket(client: AsyncClient, stream_id: str, count: int, report: Report) -> None:
