@@ -7,8 +7,8 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from mentatlab.protocol import frames
-from mentatlab.protocol.errors import Code, Invalid, TooLarge, UnsupportedMedia
-from mentatlab.protocol.records import Draft, Message, Producer, draft_of
+from mentatlab.protocol.errors import Code, TooLarge, UnsupportedMedia
+from mentatlab.protocol.records import Draft, Message, Producer, draft_of, malformed
 from mentatlab.streams.port import Lane
 from mentatlab.streams.publishing import BATCH_RECORDS, Batch, checked_producer
 
@@ -116,13 +116,13 @@ def _decoded(body: bytes, decode: Callable[[str], T]) -> T:
     try:
         return decode(str(body, "utf-8"))  # what is kept as it came must be UTF-8
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _invalid(f"not records: {error}") from error
+        raise malformed(f"not records: {error}") from error
 
 
 def binary_draft(body: bytes, mime: str, lane_mime: str, facts: MediaFacts) -> Draft:
     """The record says its type where it is not the lane's."""
     if len(mime) > _MAX_MIME_CHARS or not mime.isascii() or not mime.isprintable():
-        raise _invalid("the Content-Type is not a MIME type")
+        raise malformed("the Content-Type is not a MIME type")
     unsaid = mime.lower() == UNKNOWN and lane_mime != JSON
     return Draft(
         payload={} if unsaid or mime == lane_mime else {"metadata": {"mime_type": mime}},
@@ -140,19 +140,11 @@ def producer_of(headers: Mapping[str, str]) -> Producer | None:
     id_ = headers.get("producer-id")
     if id_ is None:
         if "producer-epoch" in headers or "producer-seq" in headers:
-            raise _invalid("Producer-Epoch and Producer-Seq need a Producer-Id")
+            raise malformed("Producer-Epoch and Producer-Seq need a Producer-Id")
         return None
     try:
         epoch = int(headers.get("producer-epoch", "0"))
         seq = int(headers.get("producer-seq", ""))
     except ValueError as error:
-        raise _invalid("Producer-Epoch and Producer-Seq are numbers") from error
+        raise malformed("Producer-Epoch and Producer-Seq are numbers") from error
     return checked_producer(Producer(id=id_, epoch=epoch, seq=seq))
-
-
-def _invalid(message: str) -> Invalid:
-    return Invalid(
-        Code.STREAM_RECORD_INVALID,
-        message,
-        hint="docs/reference/streams-protocol.md has the form",
-    )

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Invalid, TooLarge
-from mentatlab.protocol.records import MAX_RECORD_BYTES
+from mentatlab.protocol.errors import Code, TooLarge
+from mentatlab.protocol.records import MAX_RECORD_BYTES, malformed
 
 VERSION = 1
 KEY, END_OF_ITEM, DISCARDABLE = 1, 2, 16
@@ -80,21 +80,21 @@ def encode(frame: Frame) -> bytes:
             min(frame.delta_ms, 0xFFFFFFFF),
         )
     except struct.error as error:
-        raise _bad(f"a binary record's {error}") from error
+        raise malformed(f"a binary record's {error}") from error
     return b"".join((header, extension, frame.body))
 
 
 def decode(data: bytes | memoryview) -> Frame:
     """`Invalid(STREAM_RECORD_INVALID)` for anything malformed, `TooLarge` over the limits."""
     if len(data) < HEADER_BYTES:
-        raise _bad(f"a binary frame has at least {HEADER_BYTES} bytes, this one {len(data)}")
+        raise malformed(f"a binary frame has at least {HEADER_BYTES} bytes, this one {len(data)}")
     version, flags, lane, size, sequence, pts, dur, ext, index, reserved, delta = (
         _HEADER.unpack_from(data)
     )
     if version != VERSION:
-        raise _bad(f"binary frame version {version} is not spoken here")
+        raise malformed(f"binary frame version {version} is not spoken here")
     if flags & ~FLAGS or reserved:
-        raise _bad("a reserved flag or field of the binary frame is set")
+        raise malformed("a reserved flag or field of the binary frame is set")
     if ext > MAX_EXTENSION_BYTES or size > MAX_RECORD_BYTES:
         raise TooLarge(
             Code.STREAM_RECORD_TOO_LARGE,
@@ -102,7 +102,9 @@ def decode(data: bytes | memoryview) -> Frame:
             hint="send smaller chunks, or store it and publish the reference",
         )
     if len(data) != HEADER_BYTES + ext + size:
-        raise _bad(f"the frame has {len(data)} bytes, its header says {HEADER_BYTES + ext + size}")
+        raise malformed(
+            f"the frame has {len(data)} bytes, its header says {HEADER_BYTES + ext + size}"
+        )
     return Frame(
         lane=lane,
         sequence=sequence,
@@ -120,7 +122,7 @@ def _decode_extension(text: bytes | memoryview) -> Extension:
     try:
         return _extension(str(text, "utf-8"))
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
-        raise _bad(f"the extension of the binary frame: {error}") from error
+        raise malformed(f"the extension of the binary frame: {error}") from error
 
 
 def body_of(frame: bytes) -> memoryview:
@@ -132,9 +134,3 @@ def body_of(frame: bytes) -> memoryview:
 def lane_head(frame: bytes, lane: int) -> bytes:
     """The first 4 bytes of an encoded frame for another lane; the rest of it is shared."""
     return _LANE.pack(VERSION, frame[1], lane)
-
-
-def _bad(message: str) -> Invalid:
-    return Invalid(
-        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
-    )

@@ -311,3 +311,10 @@ def _invalid(message: str) -> Invalid:
         message,
         hint='send {"type": "stream_data", "payload": {"data": …}}',
     )
+
+
+def malformed(message: str) -> Invalid:
+    """For what is none of a stream's records, frames or messages."""
+    return Invalid(
+        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from mentatlab.protocol import frames
-from mentatlab.protocol.errors import Code, Conflict, Fenced, Invalid, TooLarge
+from mentatlab.protocol.errors import Code, Conflict, Fenced, TooLarge
 from mentatlab.protocol.records import (
     MAX_RECORD_BYTES,
     TERMINAL,
@@ -22,6 +22,7 @@ from mentatlab.protocol.records import (
     Producer,
     RecordType,
     StreamChunk,
+    malformed,
     timestamp,
 )
 from mentatlab.streams.port import Appended, Entry, Known, Lane, LaneState, check_kept
@@ -76,7 +77,7 @@ def append(
     `TooLarge`.
     """
     if not drafts:
-        raise _invalid("there is no record to append")
+        raise malformed("there is no record to append")
     check_kept(lane)
     skipped = 0 if producer is None else already_there(producer, known, len(drafts))
     fresh = drafts[skipped:] if skipped else drafts
@@ -160,13 +161,13 @@ def _check_order(lane: Lane, drafts: Sequence[Draft]) -> None:
             hint="open a new stream",
         )
     if lane.head == 0 and drafts[0].type is not RecordType.START:
-        raise _invalid("a lane begins with stream_start")
+        raise malformed("a lane begins with stream_start")
     for draft in drafts[1:]:
         if draft.type is RecordType.START:
-            raise _invalid("stream_start is the first record of its batch")
+            raise malformed("stream_start is the first record of its batch")
     for draft in drafts[:-1]:
         if draft.type in TERMINAL:
-            raise _invalid("nothing follows a terminal record")
+            raise malformed("nothing follows a terminal record")
 
 
 def _remember(
@@ -315,7 +316,7 @@ def _encode(payload: dict[str, Any]) -> bytes:
     try:
         return _encode_json(payload)
     except (TypeError, ValueError, RecursionError) as error:
-        raise _invalid(f"the payload is not JSON: {error}") from error
+        raise malformed(f"the payload is not JSON: {error}") from error
 
 
 def _restart(lane: Lane, draft: Draft, start: Entry, measure: Measure) -> Lane:
@@ -324,7 +325,7 @@ def _restart(lane: Lane, draft: Draft, start: Entry, measure: Measure) -> Lane:
     if attempt <= lane.attempt:
         raise Fenced(Code.STREAM_FENCED, f"attempt {lane.attempt} of this lane has started")
     if not 0 <= keep <= lane.head:
-        raise _invalid(f"resume_from {keep} lies outside the lane's 0 to {lane.head}")
+        raise malformed(f"resume_from {keep} lies outside the lane's 0 to {lane.head}")
     kept = [(first, min(last, keep)) for first, last in lane.standing if first <= keep]
     void = [(max(first, keep + 1), last) for first, last in lane.standing if last > keep]
     kept = [(first, last) for first, last in kept if first <= last]
@@ -373,10 +374,4 @@ def too_large(size: int) -> TooLarge:
         Code.STREAM_RECORD_TOO_LARGE,
         f"the payload has {size} bytes, the limit is {MAX_RECORD_BYTES}",
         hint="store it and publish the reference, or send smaller chunks",
-    )
-
-
-def _invalid(message: str) -> Invalid:
-    return Invalid(
-        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Invalid, MentatError
+from mentatlab.protocol.errors import MentatError
 from mentatlab.protocol.frames import Frame
 from mentatlab.protocol.records import (
     MAX_RECORD_BYTES,
@@ -19,6 +19,7 @@ from mentatlab.protocol.records import (
     Message,
     Producer,
     draft_of,
+    malformed,
 )
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.lanes import too_large
@@ -63,9 +64,9 @@ class Batch(NamedTuple):
 def checked_producer(producer: Producer) -> Producer:
     """`Invalid(STREAM_RECORD_INVALID)`"""
     if not (0 < len(producer.id) <= 200 and 0 <= producer.epoch < _LARGEST):
-        raise _invalid("`producer` has an id of 1 to 200 characters and an epoch from 0")
+        raise malformed("`producer` has an id of 1 to 200 characters and an epoch from 0")
     if not 1 <= producer.seq < _LARGEST:
-        raise _invalid("`producer.seq` counts from 1")
+        raise malformed("`producer.seq` counts from 1")
     return producer
 
 
@@ -78,7 +79,7 @@ def publication_of(message: Message, *, stream_id: str, size: int) -> Publicatio
     if producer is not None:
         checked_producer(producer)
     elif message.producer_seq is not None:
-        raise _invalid("`producer_seq` needs a `producer` that `publish` has told before")
+        raise malformed("`producer_seq` needs a `producer` that `publish` has told before")
     draft = draft_of(message)
     if isinstance(draft.payload, msgspec.Raw) and len(draft.payload) > MAX_RECORD_BYTES:
         raise too_large(len(draft.payload))
@@ -303,9 +304,3 @@ class Inbox:
     def _refused(self, batch: Batch, error: MentatError) -> None:
         self._lanes.pop(batch.stream_id, None)
         self._owner.refused(batch, error)
-
-
-def _invalid(message: str) -> Invalid:
-    return Invalid(
-        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
-    )
