@@ -1,14 +1,17 @@
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import trustme
 
 from mentatlab import home
 from mentatlab.app import Settings, SharedLog, bind, build, bundled_agents, read_settings, running
+from mentatlab.gateway.server import Tls
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.storage import StorageManager
 
@@ -31,6 +34,9 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         "MENTATLAB_HOSTS": "x.example, y.example",
         "MENTATLAB_RATE": "0",
         "MENTATLAB_MAX_OBJECT": "2GiB",
+        "MENTATLAB_TRANSPORT": "portable",
+        "MENTATLAB_TLS_CERT": "/tls/cert.pem",
+        "MENTATLAB_TLS_KEY": "/tls/key.pem",
         "MENTATLAB_LOG": "redis://:pass@host/0",
         "MENTATLAB_REDIS_PREFIX": "mine:",
         "MENTATLAB_REDIS_ALLOW_RELAXED": "yes",
@@ -40,7 +46,9 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         "SECRET": "s",
     }
     settings = read_settings(environ)
-    assert settings.url == "http://[::1]:8080"
+    assert settings.url == "https://[::1]:8080"
+    assert settings.tls == (Path("/tls/cert.pem"), Path("/tls/key.pem"))
+    assert settings.transport == "portable"
     assert settings.agent_dirs[:3] == (Path("/a"), Path("/b"), tmp_path / "agents")
     assert settings.hosts == {"x.example", "y.example"}
     assert (settings.rate, settings.multimodal, settings.streaming) == (0, False, False)
@@ -64,6 +72,9 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         ("MENTATLAB_RATE", "fast"),
         ("MENTATLAB_MAX_OBJECT", "large"),
         ("ENABLE_STREAMING", "2"),
+        ("MENTATLAB_TRANSPORT", "fast"),
+        ("MENTATLAB_TLS_CERT", "/only/one.pem"),
+        ("MENTATLAB_TLS_KEY", "/only/one.pem"),
         ("MENTATLAB_LOG", "postgres://x"),
         ("MENTATLAB_TOKEN_SECRET", "too short"),
     ],
@@ -160,3 +171,18 @@ async def test_housekeeping_that_fails_is_logged_and_ends_nothing(
         async with httpx2.AsyncClient(base_url=app.url) as http:
             assert (await http.get("/healthz")).status_code == 200
     assert "the disk is away" in caplog.text
+
+
+async def test_a_server_with_a_certificate_answers_https_only(tmp_path: Path):
+    authority, trust = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(trust)
+    issued = authority.issue_cert("127.0.0.1")
+    tls = Tls(tmp_path / "cert.pem", tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tls.certificate)
+    issued.private_key_pem.write_to_path(tls.key)
+    settings = Settings(home=tmp_path / "home", port=0, agent_dirs=(), tls=tls)
+    async with running(settings) as app, httpx2.AsyncClient(verify=trust) as http:
+        assert app.url.startswith("https://127.0.0.1:")
+        assert (await http.get(f"{app.url}/healthz")).status_code == 200
+        with pytest.raises(httpx2.TransportError):
+            await http.get(f"{app.url.replace('https', 'http')}/healthz")

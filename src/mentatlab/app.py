@@ -19,7 +19,7 @@ from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_sec
 from mentatlab.gateway.api import Services, create_gateway, key_lookup
 from mentatlab.gateway.server import Tls, Transport, serving
 from mentatlab.gateway.stream_connections import Connections
-from mentatlab.gateway.streams import Shared, Streams
+from mentatlab.gateway.streams import Streams
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.protocol.pins import parse_size
 from mentatlab.runners import LocalRunner
@@ -182,8 +182,8 @@ def _tls(environ: Mapping[str, str], certificate: Path | None, key: Path | None)
     if not cert_file and not key_file:
         return None
     if not cert_file or not key_file:
-        missing = "MENTATLAB_TLS_KEY" if cert_file else "MENTATLAB_TLS_CERT"
-        raise _bad_setting(missing, "", "TLS takes a certificate and its key")
+        alone = "MENTATLAB_TLS_CERT" if cert_file else "MENTATLAB_TLS_KEY"
+        raise _bad_setting(alone, str(cert_file or key_file), "TLS takes a certificate and its key")
     return Tls(Path(cert_file).expanduser(), Path(key_file).expanduser())
 
 
@@ -378,7 +378,7 @@ async def running(settings: Settings) -> AsyncGenerator[App]:
                 app.asgi,
                 listener,
                 drain=app.services.hub.drain,
-                streams=Streams(app.admission, app.services.connections, Shared()),
+                streams=Streams(app.admission, app.services.connections),
                 transport=settings.transport,
                 tls=settings.tls,
             ),

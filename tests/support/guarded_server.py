@@ -17,7 +17,7 @@ from mentatlab.gateway.server import Transport, serving
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
-from mentatlab.gateway.streams import Shared, Streams
+from mentatlab.gateway.streams import Streams
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.tokens import Claims, Ticket, mint, mint_ticket
 from mentatlab.streams import StreamingConnectionManager
@@ -53,7 +53,7 @@ async def guarded(
         return keys.get(key)
 
     admission = Admission(Rules(**said), lookup, hub, authorise_s=0.2)
-    streams = Streams(admission, Connections(hub), Shared())
+    streams = Streams(admission, Connections(hub))
     app = FastAPI()
     problems.install(app)
     app.include_router(stream_router(hub, admission))

@@ -22,7 +22,7 @@ from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.stream_wire import Timing
-from mentatlab.gateway.streams import Shared, Streams
+from mentatlab.gateway.streams import Streams
 from mentatlab.streams import StreamingConnectionManager, open_hub
 
 SECRET = b"s" * 32
@@ -35,7 +35,7 @@ async def _no_keys(_: str) -> None:
 def make_streams(hub: StreamingConnectionManager, **timing: float) -> Streams:
     rules = Rules(loopback=True, home_key="k" * 32, token_secret=SECRET)
     connections = Connections(hub, timing=Timing(**timing))
-    return Streams(Admission(rules, _no_keys, hub), connections, Shared())
+    return Streams(Admission(rules, _no_keys, hub), connections)
 
 
 def make_app(streams: Streams) -> ASGIApp:

@@ -4,8 +4,7 @@ Credit is the absolute number of bytes that a publisher may have sent to a strea
 from it, and a window more. One that overdraws is not read on.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import msgspec
 
@@ -25,6 +24,7 @@ from mentatlab.streams.publishing import (
     publication_of,
 )
 
+_encode = msgspec.json.Encoder().encode
 WINDOW_BYTES = INBOX_BYTES
 
 
@@ -79,7 +79,7 @@ class Outlet:
         return Producer(id=self.producer.id, epoch=self.producer.epoch, seq=seq)
 
 
-class _Ack(NamedTuple):
+class _Ack(msgspec.Struct, frozen=True, gc=False):
     producer_seq: int | None
     sequence: int
     durable: bool
@@ -147,16 +147,20 @@ class Outlets:
         if outlet is not None and (credit := outlet.taken(batch.size)) is not None:
             self._credits[outlet.id] = credit
 
-    def news(self) -> Iterator[bytes]:
+    def news(self) -> list[bytes]:
         """What the publisher is to be told: one message for all that was appended."""
-        for id_, ack in self._acks.items():
-            yield message(
-                "published",
-                id=id_,
-                producer_seq=ack.producer_seq,
-                sequence=ack.sequence,
-                durable=ack.durable,
-            )
-        yield from self._credits.values()
+        if not self._acks and not self._credits:
+            return []
+        told = [_published(id_, ack) for id_, ack in self._acks.items()]
+        told += self._credits.values()
         self._acks.clear()
         self._credits.clear()
+        return told
+
+
+def _published(id_: str, ack: _Ack) -> bytes:
+    seq = b"null" if ack.producer_seq is None else b"%d" % ack.producer_seq
+    durable = b"true" if ack.durable else b"false"
+    return b'{"type":"published","id":%b,"producer_seq":%b,"sequence":%d,"durable":%b}' % (
+        _encode(id_), seq, ack.sequence, durable,
+    )  # fmt: skip

@@ -40,7 +40,7 @@ from mentatlab.gateway.stream_frames import (
     utf8,
 )
 from mentatlab.gateway.stream_tasks import Tasks
-from mentatlab.gateway.streams import CLOSE_S, WRITE_LIMIT, Shared, Streams, peer_of
+from mentatlab.gateway.streams import CLOSE_S, WRITE_LIMIT, Streams, peer_of
 from mentatlab.protocol.errors import Code, Invalid, MentatError, NotFound
 from mentatlab.streams.buffer import Item
 
@@ -76,9 +76,8 @@ class Upgrade(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """The whole head, as uvicorn puts it together again."""
         self._transport.pause_reading()
-        self._deciding = asyncio.create_task(self._decide(_head(data)))
-        self._state.tasks.add(self._deciding)
-        self._deciding.add_done_callback(self._state.tasks.discard)
+        self._deciding = Tasks(self._transport.abort)
+        self._deciding.start(self._decide(_head(data)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deciding.cancel()
@@ -92,7 +91,7 @@ class Upgrade(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001  a bug: told as one
             self._refuse(bytes_of(unexpected(error)))
         else:
-            socket = Socket(accepted.conversation, self._streams.shared, self._state)
+            socket = Socket(accepted.conversation, self._streams, self._state)
             socket.begin(self._transport, key, accepted.subprotocol)
 
     def _refuse(self, answer: bytes) -> None:
@@ -199,6 +198,9 @@ class _Frames(WSProtocol):
         request = _REQUEST % key.encode()
         super().get_buffer(-1)[: len(request)] = request
         super().buffer_updated(len(request))
+        # picows would keep them as long as the connection
+        self.transport.request.headers.clear()
+        self.transport.response.headers.clear()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return WSProtocol.get_buffer(self, sizehint)[:READ_BYTES]
@@ -226,8 +228,8 @@ class Socket(WSListener):
         "_fragments",
         "_frames",
         "_reading",
-        "_shared",
         "_state",
+        "_streams",
         "_tasks",
         "_transport",
         "closing",
@@ -235,8 +237,8 @@ class Socket(WSListener):
         "writable",
     )
 
-    def __init__(self, conversation: Conversation, shared: Shared, state: ServerState) -> None:
-        self._conversation, self._shared, self._state = conversation, shared, state
+    def __init__(self, conversation: Conversation, streams: Streams, state: ServerState) -> None:
+        self._conversation, self._streams, self._state = conversation, streams, state
         self._fragments: Fragments | None = None
         self._tasks = Tasks(self._broken)
         self._cutting: asyncio.TimerHandle | None = None
@@ -275,6 +277,7 @@ class Socket(WSListener):
         except WebSocketError as fault:
             self.close(fault.code, fault.reason)
         if frame.last_in_buffer and not self.closing:
+            self._streams.coalescing.read()
             self._conversation.heard()
             self._conversation.read_done()
 
@@ -323,7 +326,7 @@ class Socket(WSListener):
         if len(items) == 1:
             self._transport.write(frame_of(items[0]))
         else:
-            self._transport.write(self._shared.of(joined, items, frames_of, joined))
+            self._transport.write(self._streams.shared.of(joined, items, frames_of, joined))
 
     def send_binary(self, parts: Sequence[bytes | memoryview]) -> None:
         """The parts are not copied: the same payload goes to all readers."""

@@ -85,6 +85,7 @@ class SocketConversation(ABC):
         "_heard_at",
         "_id",
         "_inbox",
+        "_joined_last",
         "_link",
         "_published",
         "_reading",
@@ -98,6 +99,7 @@ class SocketConversation(ABC):
         self._around, self._id, self._authority = around, id_, authority
         self._inbox = Inbox(around.hub, self)
         self._link: Link
+        self._joined_last: tuple[str, str | None] | None = None
         self._closed = self._deaf = False
         self._reading = self._fresh = self._taken = True
         self._heard_at = self._taken_at = self._checked_at = 0.0
@@ -179,6 +181,7 @@ class SocketConversation(ABC):
 
     def _look(self, now: float) -> None:
         """Take note of what has happened since the last look. Who is not read cannot be heard."""
+        self._joined_last = None  # what is published now is told anew
         if self._fresh or not self._reading:
             self._fresh, self._heard_at = False, now
             self._around.publishers.heard_from(self, now)
@@ -217,8 +220,12 @@ class SocketConversation(ABC):
         publishers = self._around.publishers
         if batch.terminal:
             publishers.ended(self, batch.stream_id)
+            self._joined_last = None
             return
-        self._joined(lane, None if batch.producer is None else batch.producer.id)
+        joined = batch.stream_id, None if batch.producer is None else batch.producer.id
+        if joined != self._joined_last or self._closed:
+            self._joined_last = joined
+            self._joined(lane, joined[1])
 
     def _joined(self, lane: Lane, producer: str | None) -> None:
         publishers, now = self._around.publishers, asyncio.get_running_loop().time()

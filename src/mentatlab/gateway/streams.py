@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
-from typing import Concatenate, NamedTuple, ParamSpec
+from typing import Concatenate, ParamSpec
 
 from mentatlab.gateway.admission import Admission
+from mentatlab.gateway.coalescing import Coalescing
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.streams.buffer import Item
 
@@ -37,10 +38,12 @@ class Shared:
         return made
 
 
-class Streams(NamedTuple):
-    admission: Admission
-    connections: Connections
-    shared: Shared
+class Streams:
+    """Of one server."""
+
+    def __init__(self, admission: Admission, connections: Connections) -> None:
+        self.admission, self.connections = admission, connections
+        self.shared, self.coalescing = Shared(), Coalescing()
 
 
 def peer_of(transport: asyncio.Transport) -> str:
