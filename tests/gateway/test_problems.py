@@ -17,6 +17,13 @@ def test_every_class_of_the_tree_has_a_status_and_a_title(kind: type[MentatError
     assert problems.STATUS[kind] in problems.TITLE
 
 
+def test_who_is_over_the_rate_is_told_to_wait_a_while():
+    """A fraction of a second is a second, not "in 0 s"."""
+    body = json.loads(problems.response_of(errors.RateLimited(0.2)).body)
+    assert "try again in 1 s" in body["detail"]
+    assert "Retry-After" in body["hint"]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "header"),
     [

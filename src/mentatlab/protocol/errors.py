@@ -25,6 +25,7 @@ MentatError
 # The names are the words of the tree above; "Error" behind each would say nothing more.
 # ruff: noqa: N818
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
@@ -264,7 +265,10 @@ class RateLimited(MentatError):
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(
-            Code.RATE_LIMITED, f"too many requests; try again in {retry_after_s:.0f} s"
+            Code.RATE_LIMITED,
+            f"too many requests or records; try again in {math.ceil(retry_after_s)} s",
+            hint="wait as long as Retry-After says; your own server's rates are settings "
+            "(MENTATLAB_RATE, MENTATLAB_RECORD_RATE)",
         )
         self.retry_after_s = retry_after_s
 
