@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -168,11 +169,11 @@ class MemoryStreamLog:
 
     def _trim(self, stored: _Stored) -> None:
         before = stored.lane
-        held = stored.entries[1:]
+        held = islice(stored.entries, 1, None)  # no copy: it is one of all that the lane holds
         stored.lane = lanes.trimmed(before, ((e.sequence, e.length) for e in held))
         self._bytes -= before.kept - stored.lane.kept
         taken = stored.lane.floor - before.floor
-        _forget_order(stored.run, held[:taken])
+        _forget_order(stored.run, stored.entries[1 : 1 + taken])
         del stored.entries[1 : 1 + taken]
 
     def _make_room(self, needed: int) -> None:
