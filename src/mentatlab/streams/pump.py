@@ -74,7 +74,7 @@ class Pump:
         if items and not self._closed:
             self._deliver(items)
         if not self.subscription.over:
-            return bool(items)
+            return bool(items) and not self.subscription.waits
         if not self._closed:
             self.close()
             self._ended()

@@ -249,6 +249,11 @@ class Subscription:
 
     # ------------------------------------------------------------------ for transports
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has all there is just now, so that `take` need not be asked."""
+        return self._position == self._tail.position and not self._is_run and self._hold is None
+
     def take(self, room: int = READ_BYTES) -> Items | None:
         """What can be handed out now, at most `room` bytes or one item.
 
