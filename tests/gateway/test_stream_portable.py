@@ -12,7 +12,8 @@ import pytest
 from tests.support.streams_server import make_app, make_streams
 
 from mentatlab.gateway.stream_msp import PROTOCOL
-from mentatlab.gateway.stream_portable import HIGH_WATER, Outbox
+from mentatlab.gateway.stream_portable import Outbox
+from mentatlab.gateway.streams import WRITE_LIMIT
 from mentatlab.protocol import frames
 from mentatlab.protocol.frames import Frame
 from mentatlab.protocol.records import Draft, data_draft
@@ -290,11 +291,11 @@ async def test_one_that_leaves_leaves_nothing(hub: StreamingConnectionManager) -
 
 async def test_an_outbox_is_bounded_by_who_looks() -> None:
     outbox = Outbox[str]()
-    outbox.put("a", HIGH_WATER - 1)
+    outbox.put("a", WRITE_LIMIT - 1)
     assert outbox.writable
     outbox.put("b", 1)
-    assert (outbox.writable, outbox.bytes) == (False, HIGH_WATER)
-    assert await outbox.take() == [("a", HIGH_WATER - 1), ("b", 1)]
+    assert (outbox.writable, outbox.bytes) == (False, WRITE_LIMIT)
+    assert await outbox.take() == [("a", WRITE_LIMIT - 1), ("b", 1)]
     assert (outbox.sent(1), outbox.sent(1)) == (True, False)
     outbox.close()
     outbox.put("c", 1)

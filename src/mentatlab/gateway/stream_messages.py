@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from mentatlab.gateway.stream_wire import bad_frame
+from mentatlab.protocol.records import malformed
 from mentatlab.streams.subscription import Filter, Policy
 
 INITIAL_CREDIT = 1 << 20
@@ -110,7 +110,7 @@ def parse_control(data: bytes) -> Control:
     try:
         return _decode.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise bad_frame(f"not a control message: {error}") from error
+        raise malformed(f"not a control message: {error}") from error
 
 
 def head_of(data: bytes) -> tuple[str | None, str | None]:

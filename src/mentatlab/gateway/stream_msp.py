@@ -25,14 +25,13 @@ from mentatlab.gateway.stream_wire import (
     MAX_MESSAGE_BYTES,
     STRANGER,
     THROTTLED,
-    bad_frame,
     check_size,
     error_message,
     message,
 )
 from mentatlab.protocol import frames
 from mentatlab.protocol.errors import Code, Forbidden, MentatError, TooLarge
-from mentatlab.protocol.records import Message, parse_cursor, parse_message
+from mentatlab.protocol.records import Message, malformed, parse_cursor, parse_message
 from mentatlab.protocol.tokens import Capability
 from mentatlab.streams.port import Appended, Lane, Run
 from mentatlab.streams.positions import parse_rate
@@ -86,7 +85,7 @@ class MspConversation(SocketConversation):
             check_size(len(data), MAX_BINARY_BYTES, "a binary message")
             frame = frames.decode(data)
             if (outlet := self._outlets.by_lane(frame.lane)) is None:
-                raise bad_frame(f"nothing is published in lane {frame.lane} on this connection")
+                raise malformed(f"nothing is published in lane {frame.lane} on this connection")
         except MentatError as error:
             self._fail_in_turn(error)
             return

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import msgspec
 
 from mentatlab.gateway.stream_messages import ProducerName
-from mentatlab.gateway.stream_wire import MAX_STREAMS, bad_frame, message
+from mentatlab.gateway.stream_wire import MAX_STREAMS, message
 from mentatlab.protocol.errors import RateLimited
 from mentatlab.protocol.frames import Frame
-from mentatlab.protocol.records import Message, Producer
+from mentatlab.protocol.records import Message, Producer, malformed
 from mentatlab.streams.lanes import already_there
 from mentatlab.streams.port import Appended, Known, Lane
 from mentatlab.streams.publishing import (
@@ -63,7 +63,7 @@ class Outlet:
     def producer_at(self, seq: int) -> Producer:
         """`Invalid(STREAM_RECORD_INVALID)`"""
         if self.producer is None:
-            raise bad_frame("say `publish` with a `producer` before you number records")
+            raise malformed("say `publish` with a `producer` before you number records")
         return checked_producer(self._at(seq))
 
     def taken(self, size: int) -> bytes | None:

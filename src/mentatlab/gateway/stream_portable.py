@@ -22,11 +22,8 @@ from mentatlab.gateway.stream_log import From, Ticket
 from mentatlab.gateway.stream_sse import HEADERS, EventFeed, event_of, follow
 from mentatlab.gateway.stream_tasks import Tasks
 from mentatlab.gateway.stream_wire import Close
+from mentatlab.gateway.streams import CLOSE_S, WRITE_LIMIT
 from mentatlab.streams.buffer import Item
-
-HIGH_WATER = 64 * 1024
-_CLOSE_S = 1.0
-"""How long a client that takes nothing may take to take the CLOSE."""
 
 T = TypeVar("T")
 Rate = Annotated[str | None, Query(description="max, or a factor of recorded time")]
@@ -43,7 +40,7 @@ class Outbox(Generic[T]):
 
     @property
     def writable(self) -> bool:
-        return self._bytes < HIGH_WATER
+        return self._bytes < WRITE_LIMIT
 
     @property
     def bytes(self) -> int:
@@ -150,7 +147,7 @@ class SocketLink(_Link[str | bytes]):
     def close(self, code: int, reason: str = "") -> None:
         self._close = Close(code, reason)
         self._outbox.close()
-        asyncio.get_running_loop().call_later(_CLOSE_S, self._sending.cancel)
+        asyncio.get_running_loop().call_later(CLOSE_S, self._sending.cancel)
 
     async def run(self) -> None:
         """Until the connection is over."""

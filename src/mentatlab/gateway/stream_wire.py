@@ -6,7 +6,7 @@ import msgspec
 
 from mentatlab.gateway.problems import status_of
 from mentatlab.protocol import errors
-from mentatlab.protocol.errors import Code, Invalid, MentatError, TooLarge
+from mentatlab.protocol.errors import Code, MentatError, TooLarge
 from mentatlab.protocol.frames import HEADER_BYTES, MAX_EXTENSION_BYTES
 from mentatlab.protocol.records import MAX_RECORD_BYTES
 from mentatlab.streams.port import READ_BYTES
@@ -80,12 +80,6 @@ def close_for(error: MentatError) -> Close:
             code = 3700 + status_of(error)  # 4100 bad, 4101, 4103, 4104, 4110, 4113, 4129
     reason = f"{error}".encode()[:_CLOSE_REASON_BYTES].decode(errors="ignore")
     return Close(code, reason)
-
-
-def bad_frame(message: str) -> Invalid:
-    return Invalid(
-        Code.STREAM_RECORD_INVALID, message, hint="docs/reference/streams-protocol.md has the form"
-    )
 
 
 def check_size(size: int, limit: int, what: str) -> None:
