@@ -58,6 +58,11 @@ def test_the_same_producer_goes_on(streams: Command, lines: Path):
     assert streams("tail", told["stream_id"]).stdout.splitlines()[-1] == "more"
     third = streams("publish", "--file", lines, "--producer", "me")
     assert "all of it was published before" in third.stderr
+    with lines.open("a") as file:
+        file.write("\nlate")
+    late = streams("publish", "--file", lines, "--producer", "me", code=1)
+    assert "STREAM_ENDED" in late.stderr
+    assert "another --producer" in late.stderr
     other = streams("publish", told["stream_id"], "--file", lines, code=1)
     assert "STREAM_ENDED" in other.stderr
     assert "hint:" in other.stderr

@@ -20,7 +20,7 @@ def assert_whole(report: Report, records: int) -> None:
 
 async def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
     report = await chaos(
-        tmp_path, records=4_000, streams=2, kill_every_s=0.5, cut_every_s=0.2, at_least_s=2
+        tmp_path, records=4_000, streams=2, kill_every_s=1, cut_every_s=0.3, at_least_s=4
     )
     assert_whole(report, 4_000)
 

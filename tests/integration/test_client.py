@@ -23,6 +23,7 @@ from mentatlab.protocol.errors import (
 from mentatlab.protocol.records import Producer, StreamChunk
 from mentatlab.sdk import client as client_module
 from mentatlab.sdk.client import AsyncClient, Reset, StreamFailed, TruncatedStream
+from mentatlab.sdk.streaming import endings
 
 FLOW = """
 apiVersion: v1beta1
@@ -207,7 +208,7 @@ async def cutting_proxy(url: str, *, after_bytes: int) -> AsyncGenerator[str]:
 async def test_a_stream_survives_cuts_exactly(
     client: AsyncClient, server: app.App, after_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_BASE_S", 0.001)
+    monkeypatch.setattr(endings, "_BASE_S", 0.001)
     stream_id = (await client.open_stream("a", "p"))["stream_id"]
     await client.publish(stream_id, list(range(60)), end=True)
     async with (
@@ -219,25 +220,23 @@ async def test_a_stream_survives_cuts_exactly(
 
 
 async def test_a_stream_that_cannot_be_followed_is_an_error(
-    client: AsyncClient, server: app.App, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient, server: app.App
 ) -> None:
-    monkeypatch.setattr(client_module, "_BASE_S", 0.001)
     stream_id = (await client.open_stream("a", "p"))["stream_id"]
     await client.publish(stream_id, list(range(60)), end=True)
     async with (
         cutting_proxy(server.url, after_bytes=100) as url,
-        AsyncClient(url, key=server.key) as far,
+        AsyncClient(url, key=server.key, give_up_s=0.2) as far,
     ):
         with pytest.raises(Unavailable):
             _ = [r async for r in far.stream(stream_id)]
 
 
-async def test_events_that_do_not_end_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_that_do_not_end_are_an_error() -> None:
     """A proxy that closes every answer properly, long before the run is over."""
-    monkeypatch.setattr(client_module, "_BASE_S", 0.001)
     told = httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, content=b": hi\n\n")
     transport = httpx2.MockTransport(lambda _: told)
-    async with AsyncClient("http://far", transport=transport) as far:
+    async with AsyncClient("http://far", transport=transport, give_up_s=0.2) as far:
         with pytest.raises(Unavailable, match="again and again"):
             _ = [event async for event in far.events("rn_1")]
 

@@ -13,7 +13,7 @@ import msgspec
 from mentatlab.cli.connect import Target, connected, target_options
 from mentatlab.cli.lines import read_lines
 from mentatlab.cli.output import asynchronous, emit_line, json_option, note, wants_json
-from mentatlab.protocol.errors import Code, Invalid
+from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.protocol.pins import parse_size
 from mentatlab.protocol.records import MAX_RECORD_BYTES
 from mentatlab.sdk.client import AsyncClient
@@ -136,8 +136,9 @@ async def _publish(
         streams.publisher(stream_id, id=producer, end=not leave_open) as out,
     ):
         if info["state"] == "ended" and out.already:
-            note("all of it was published before")
             out.close()
+            await _check_nothing_is_left(records, info["chunks"])
+            note("all of it was published before")
             return
         async for send in records:
             count += 1
@@ -145,6 +146,19 @@ async def _publish(
                 await send(out)
     before = f", {min(out.already, count)} of them before" if out.already else ""
     note(f"{count} records published{before}")
+
+
+async def _check_nothing_is_left(records: AsyncIterator[Send], published: int) -> None:
+    """`Conflict(STREAM_ENDED)` when the input has more than the stream ended with."""
+    count = 0
+    async for _ in records:
+        count += 1
+    if count > published:
+        raise Conflict(
+            Code.STREAM_ENDED,
+            f"the stream has ended with {published} records, the input has {count}",
+            hint="another input is another stream: choose another --producer, or another --pin",
+        )
 
 
 async def _values(file: Path | None) -> AsyncIterator[Send]:

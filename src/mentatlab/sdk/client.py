@@ -13,6 +13,7 @@ Answers are the JSON of the API as dicts; error answers are raised as the `Menta
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -43,6 +44,7 @@ from mentatlab.sdk.following import (
 )
 from mentatlab.sdk.streaming import StreamConnection
 from mentatlab.sdk.streaming.connection import GIVE_UP_S, Renew
+from mentatlab.sdk.streaming.endings import Backoff
 
 if TYPE_CHECKING:
     import httpx2
@@ -52,9 +54,7 @@ __all__ = ["AsyncClient", "Element", "Gap", "Reset", "StreamFailed", "TruncatedS
 BLOCK = 1 << 20
 _TIMEOUT_S = 30.0
 _SILENCE_S = 45.0  # three missed marks
-_TRIES = 8
 _CONTROL = ("message", "hello", "mark", "gap")  # no progress
-_BASE_S, _CAP_S = 0.25, 8.0
 
 Progress = Callable[[int, int | None], None]
 """Bytes sent so far, and in all (None when unknown)."""
@@ -71,7 +71,9 @@ class _Event(NamedTuple):
 class AsyncClient:
     """One server. `key` is an API key or a stream token; use as a context manager, or `aclose()`.
 
-    `Unavailable(SERVER_UNREACHABLE)` when nobody answers. `transport` is for servers in process.
+    `Unavailable(SERVER_UNREACHABLE)` when nobody answers: at once, or where what was begun is tried
+    again (following, publishing as a producer) after `give_up_s` without success. `transport` is
+    for servers in process.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class AsyncClient:
         base_url: str,
         key: str | None = None,
         *,
+        give_up_s: float = 60.0,
         transport: "httpx2.AsyncBaseTransport | None" = None,
     ) -> None:
         import httpx2  # 100 ms that agents never need
@@ -86,6 +89,7 @@ class AsyncClient:
         self._failures = httpx2.TransportError
         self._source = httpx2.EventSource
         self._base_url, self._key = base_url.rstrip("/"), key
+        self._give_up_s = give_up_s
         self._http = httpx2.AsyncClient(
             base_url=self._base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -303,12 +307,15 @@ class AsyncClient:
         if producer is not None:
             body["producer"] = msgspec.to_builtins(producer)
         path = f"/api/v1/streams/{_part(stream_id)}/records"
-        tries = _TRIES if producer is not None else 0
-        for failures in range(tries):
-            with contextlib.suppress(Unavailable, RateLimited):
+        backoff = self._backoff()
+        while True:
+            try:
                 return await self._call("POST", path, json=body)
-            await _pause(failures)
-        return await self._call("POST", path, json=body)
+            except (Unavailable, RateLimited) as error:
+                wait = None if producer is None else backoff.wait(time.monotonic())
+                if wait is None:
+                    raise
+                await asyncio.sleep(max(wait, getattr(error, "retry_after_s", 0.0)))
 
     async def stream(
         self, stream_id: str, from_: str | int = "start", *, rate: float | None = None
@@ -400,27 +407,31 @@ class AsyncClient:
 
     async def _follow(self, path: str) -> AsyncGenerator[_Event]:
         """Events of an SSE address until the server says 204; resumed by the last id."""
-        last_id, failures = "", 0
+        last_id, backoff = "", self._backoff()
         while True:
+            ending = Unavailable(
+                Code.SERVER_UNREACHABLE,
+                f"{self._base_url} ends the answer again and again before its end",
+                hint="look at what stands between, a proxy for instance; then try again",
+            )
             try:
                 async with contextlib.aclosing(self._connect(path, last_id)) as events:
                     async for event in events:
                         last_id = event.id or last_id
-                        failures = failures if event.name in _CONTROL else 0
+                        if event.name not in _CONTROL:
+                            backoff.progress()
                         yield event
             except _OverError:
                 return
-            except (Unavailable, RateLimited):
-                if failures >= _TRIES:
-                    raise
-            if failures >= _TRIES:
-                raise Unavailable(
-                    Code.SERVER_UNREACHABLE,
-                    f"{self._base_url} ends the answer again and again before its end",
-                    hint="look at what stands between, a proxy for instance; then try again",
-                )
-            await _pause(failures)
-            failures += 1
+            except (Unavailable, RateLimited) as error:
+                ending = error
+            wait = backoff.wait(time.monotonic())
+            if wait is None:
+                raise ending
+            await asyncio.sleep(wait)
+
+    def _backoff(self) -> Backoff:
+        return Backoff(give_up_s=self._give_up_s, uniform=random.uniform)
 
     async def _connect(self, path: str, last_id: str) -> AsyncGenerator[_Event]:
         headers = {"Last-Event-ID": last_id} if last_id else {}
@@ -437,11 +448,6 @@ class AsyncClient:
 
 class _OverError(Exception):
     """The server has nothing more to send, ever."""
-
-
-async def _pause(failures: int) -> None:
-    """Full jitter; none before the first retry but a moment."""
-    await asyncio.sleep(random.uniform(0, min(_CAP_S, _BASE_S * 2**failures)))
 
 
 def _absolute(path: Path | str) -> str:

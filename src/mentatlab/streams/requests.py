@@ -9,8 +9,8 @@ from mentatlab.streams.port import Retention
 
 _YEAR_S = 366 * 86_400
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-
-
+Id = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:~-]+$")]
+"""What stands in an address."""
 Seconds = Annotated[float, Field(gt=0, le=_YEAR_S, allow_inf_nan=False)]
 _FACTS = ("codec", "timebase", "expected_chunks", "ttl_s", "retain_s", "max_bytes")
 
@@ -22,7 +22,7 @@ class StreamInitRequest(BaseModel):
 
     agent_id: Name
     pin_name: Name
-    run_id: Name | None = Field(None, description="Join this run's order; default: one of its own")
+    run_id: Id | None = Field(None, description="Join this run's order; default: one of its own")
     node_id: Name | None = Field(None, description="Default: the agent's id")
     mime_type: Name = "application/json"
     durability: Durability = Field(
