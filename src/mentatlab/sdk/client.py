@@ -315,7 +315,8 @@ class AsyncClient:
                 wait = None if producer is None else backoff.wait(time.monotonic())
                 if wait is None:
                     raise
-                await asyncio.sleep(max(wait, getattr(error, "retry_after_s", 0.0)))
+                asked = error.retry_after_s if isinstance(error, RateLimited) else 0.0
+                await asyncio.sleep(max(wait, asked))
 
     async def stream(
         self, stream_id: str, from_: str | int = "start", *, rate: float | None = None
