@@ -194,7 +194,7 @@ def _kib(values: Iterable[float]) -> float:
 def _held(port: int) -> float:
     with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
-    return float(text.partition("\nmentatlab_stream_held_bytes ")[2].split()[0])
+    return float(text.partition("\nmentatlab_stream_unsent_bytes_most ")[2].split()[0])
 
 
 def _send_queue(port: int) -> int:

@@ -277,7 +277,6 @@ class Socket(WSListener):
         except WebSocketError as fault:
             self.close(fault.code, fault.reason)
         if frame.last_in_buffer and not self.closing:
-            self._streams.coalescing.read()
             self._conversation.heard()
             self._conversation.read_done()
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Concatenate, ParamSpec
 
 from mentatlab.gateway.admission import Admission
-from mentatlab.gateway.coalescing import Coalescing
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.streams.buffer import Item
 
@@ -43,7 +42,7 @@ class Streams:
 
     def __init__(self, admission: Admission, connections: Connections) -> None:
         self.admission, self.connections = admission, connections
-        self.shared, self.coalescing = Shared(), Coalescing()
+        self.shared = Shared()
 
 
 def peer_of(transport: asyncio.Transport) -> str:
