@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from mentatlab.protocol.errors import Code, Conflict, OutOfSpace
 from mentatlab.protocol.records import Producer, data_draft, end_draft, start_draft
@@ -19,6 +20,25 @@ class TestMemory(StreamLogContract):
         log = MemoryStreamLog()
         yield log
         await log.aclose()
+
+    async def test_a_live_stream_goes_on_in_a_full_log(self) -> None:
+        """Its own oldest data make room, and its readers see a gap; a smaller one keeps its own."""
+        log = MemoryStreamLog(max_bytes=1_000_000)
+        small, live = (
+            structs.replace(lane(name, durability="memory"), external=True) for name in "ab"
+        )
+        for each in (small, live):
+            await opened(log, each)
+        await append(log, small.stream_id, data_draft("mine"))
+        for number in range(400):
+            await append(log, live.stream_id, data_draft([number, "x" * 10_000]))
+        now = await log.get(live.stream_id)
+        assert (now.head, now.state) == (401, "open")
+        assert now.floor > 300
+        assert now.kept < 1_000_000
+        first, next_, *_ = await log.read(live.stream_id, 0)
+        assert (first.sequence, next_.sequence) == (1, now.floor)
+        assert len(await log.read(small.stream_id, 0)) == 2
 
     async def test_ended_runs_make_room_and_open_ones_do_not(self) -> None:
         log = MemoryStreamLog(max_bytes=3000)

@@ -115,12 +115,14 @@ def fenced(known: Known) -> Known:
     return Known(known.epoch + 1, 0)
 
 
-def trimmed(lane: Lane, lengths: Iterable[tuple[int, int]]) -> Lane:
-    """The lane within its `max_bytes`: the oldest data go, the start and the last record stay.
+def trimmed(lane: Lane, lengths: Iterable[tuple[int, int]], *, to_bytes: int | None = None) -> Lane:
+    """The lane within its `max_bytes`, or `to_bytes`: the oldest data go, the start and the last
+    record stay.
 
     `lengths` are (sequence, bytes in the log) of what it holds from `floor` on, oldest first.
     """
-    limit, kept, floor = lane.retention.max_bytes, lane.kept, lane.floor
+    limit = lane.retention.max_bytes if to_bytes is None else to_bytes
+    kept, floor = lane.kept, lane.floor
     if limit is None or kept <= limit:
         return lane
     for sequence, length in lengths:

@@ -26,6 +26,8 @@ from mentatlab.streams.port import (
     unknown,
 )
 
+_LITTLE = 64 * 1024
+
 
 @dataclass(slots=True)
 class _Run:
@@ -154,6 +156,7 @@ class MemoryStreamLog:
                 self._make_room(needed)
             self._bytes += needed
             self._store(stored, step)
+            self._squeeze()
         if producer is not None and step.known is not None:
             stored.producers[producer.id] = step.known
         return step.answer(producer, len(drafts))
@@ -167,10 +170,12 @@ class MemoryStreamLog:
         if (limit := step.lane.retention.max_bytes) is not None and step.lane.kept > limit:
             self._trim(stored)
 
-    def _trim(self, stored: _Stored) -> None:
+    def _trim(self, stored: _Stored, to_bytes: int | None = None) -> None:
         before = stored.lane
         held = islice(stored.entries, 1, None)  # no copy: it is one of all that the lane holds
-        stored.lane = lanes.trimmed(before, ((e.sequence, e.length) for e in held))
+        stored.lane = lanes.trimmed(
+            before, ((e.sequence, e.length) for e in held), to_bytes=to_bytes
+        )
         self._bytes -= before.kept - stored.lane.kept
         taken = stored.lane.floor - before.floor
         _forget_order(stored.run, stored.entries[1 : 1 + taken])
@@ -178,8 +183,24 @@ class MemoryStreamLog:
 
     def _make_room(self, needed: int) -> None:
         while self._bytes + needed > self._max_bytes:
-            if not self._forget_ended():
+            if self._forget_ended():
+                continue
+            if self._largest() is None:
                 raise _full(f"{self._max_bytes} bytes")
+            return  # `_squeeze` makes it, when this append is there
+
+    def _squeeze(self) -> None:
+        """A live stream of a client goes on for ever: in a full log its oldest data make room."""
+        while self._bytes > self._max_bytes and (largest := self._largest()) is not None:
+            self._trim(largest, to_bytes=largest.lane.kept // 2)
+
+    def _largest(self) -> _Stored | None:
+        """Of the lanes that clients opened, and that promise to keep nothing, the one that holds
+        most; None: none holds enough to matter."""
+        lanes_ = (s for s in self._lanes.values() if s.lane.external and len(s.entries) > 2)
+        free = (stored for stored in lanes_ if stored.lane.durability != "commit")
+        found = max(free, key=lambda stored: stored.lane.kept, default=None)
+        return found if found is not None and found.lane.kept > _LITTLE else None
 
     def _forget_ended(self) -> bool:
         """The oldest run whose lanes have all ended; False: there is none."""
