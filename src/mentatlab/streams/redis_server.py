@@ -251,13 +251,19 @@ def _translated(error: exceptions.RedisError) -> MentatError:
             f"the log cannot be reached: {error}",
             hint="try again; a publisher with a `producer` sends nothing twice",
         )
-    if "OOM" in str(error) or "MISCONF" in str(error):
+    if _is_full(error):
         return OutOfSpace(
             Code.DISK_FULL,
             f"Redis takes no more records: {error}",
             hint="give it memory and disk, or let streams go with `retain_s` and `max_bytes`",
         )
     return Internal(Code.DATABASE_ERROR, f"Redis: {error}", hint="look at the log of the Redis")
+
+
+def _is_full(error: exceptions.RedisError) -> bool:
+    """No memory (said differently inside a script, and by Redis 7), or no disk."""
+    said = str(error)
+    return isinstance(error, exceptions.OutOfMemoryError) or "OOM" in said or "MISCONF" in said
 
 
 async def _nothing() -> None:
