@@ -383,4 +383,4 @@ class TestStreamMachine(StreamMachine.TestCase):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 class TestManyLongWays(StreamMachine.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
