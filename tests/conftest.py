@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,10 @@ from support.redis import RedisProcess, redis_server
 # A busy machine is no fault of the code: no example is timed.
 settings.register_profile("mentatlab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mentatlab")
+
+# A shell's background job ignores it, and so would every program that a test starts to interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

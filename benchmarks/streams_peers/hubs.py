@@ -53,7 +53,8 @@ CORES = sorted(os.sched_getaffinity(0))[:2]
 
 
 def ours(client: Client, *, durability: str = "memory") -> Hub:
-    """A real `mentatlab up`; published to by msp, read by `client`."""
+    """A real `mentatlab up`, read by `client`. `plain` publishes as the peers' publishers do,
+    without acknowledgements (a token that may only publish gets nothing back); all else by msp."""
     return Hub(f"{OURS}, {client}", partial(_ours, client, durability))
 
 
@@ -103,15 +104,26 @@ def _ours(client: Client, durability: str) -> Generator[Running]:
 def _our_channels(
     port: int, client: Client, durability: str, streams: int, readers: int
 ) -> list[Channel]:
-    made = init(port, streams, durability)
-    message = frame(record(SIZE))
-    return [Channel(msp(each), [reader(each, client)] * readers, message) for each in made]
+    message, made = frame(record(SIZE)), list[Channel]()
+    for opened in _opened(port, streams, durability):
+        id_, token = opened["stream_id"], opened["pub_token"]
+        publisher = _plain_publisher(id_, token) if client == "plain" else msp(id_)
+        made.append(Channel(publisher, [reader(id_, client)] * readers, message))
+    return made
+
+
+def _plain_publisher(stream: str, token: str) -> Dialogue:
+    return [Step(upgrade(f"/ws/streams/{stream}", bearer=token), b"101 Switching Protocols")]
 
 
 def init(port: int, streams: int, durability: str, **more: Any) -> list[str]:
     """Their ids."""
+    return [opened["stream_id"] for opened in _opened(port, streams, durability, **more)]
+
+
+def _opened(port: int, streams: int, durability: str, **more: Any) -> list[dict[str, Any]]:
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    ids: list[str] = []
+    answers: list[dict[str, Any]] = []
     for number in range(streams):
         body = {"agent_id": "bench", "pin_name": f"out{number}", "durability": durability, **more}
         head = {"Content-Type": "application/json"}
@@ -119,9 +131,9 @@ def init(port: int, streams: int, durability: str, **more: Any) -> list[str]:
         answer = connection.getresponse()
         if answer.status not in (200, 201):
             raise RuntimeError(f"init: {answer.status} {answer.read().decode()}")
-        ids.append(json.load(answer)["stream_id"])
+        answers.append(json.load(answer))
     connection.close()
-    return ids
+    return answers
 
 
 def msp(stream: str, *more: Step) -> Dialogue:

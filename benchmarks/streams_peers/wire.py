@@ -28,7 +28,7 @@ class Channel(NamedTuple):
     message: bytes
 
 
-def upgrade(path: str, *, protocol: str = "") -> bytes:
+def upgrade(path: str, *, protocol: str = "", bearer: str = "") -> bytes:
     """A WebSocket's opening request."""
     lines = [
         f"GET {path} HTTP/1.1",
@@ -40,6 +40,8 @@ def upgrade(path: str, *, protocol: str = "") -> bytes:
     ]
     if protocol:
         lines.append(f"Sec-WebSocket-Protocol: {protocol}")
+    if bearer:
+        lines.append(f"Authorization: Bearer {bearer}")
     return _head(lines)
 
 
