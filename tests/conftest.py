@@ -13,9 +13,13 @@ from support.redis import RedisProcess, redis_server
 settings.register_profile("mentatlab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mentatlab")
 
-# A shell's background job ignores it, and so would every program that a test starts to interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A background job and nohup ignore these, and so would every program that a test starts to signal.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
