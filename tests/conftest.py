@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.support.redis import RedisProcess, redis_server
 
 from mentatlab.home import default_home
-from support.redis import RedisProcess, redis_server
 
 # A busy machine is no fault of the code: no example is timed.
 settings.register_profile("mentatlab", deadline=None, suppress_health_check=[HealthCheck.too_slow])

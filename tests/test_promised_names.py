@@ -5,6 +5,9 @@ import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
+from tests.support.agent_processes import Bench, perform
+from tests.support.media import picture
+
 from mentatlab.flows import ManifestValidator, MultimodalPin, ValidationMode
 from mentatlab.protocol import events
 from mentatlab.protocol.pins import Pin, PinType
@@ -21,8 +24,6 @@ from mentatlab.streams import (
     StreamRegistry,
     StreamSession,
 )
-from support.agent_processes import Bench, perform
-from support.media import picture
 
 PHOTO = picture("PNG", size=8)
 MANIFEST = {

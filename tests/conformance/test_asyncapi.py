@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from tests.support.asyncapi import DOCUMENT, MESSAGES, of_message
 
 from mentatlab.conformance.frames import media_frame, read_media_frame
-from support.asyncapi import DOCUMENT, MESSAGES, of_message
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference/streams-protocol.md"
 

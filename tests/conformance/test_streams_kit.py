@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.asyncapi import DOCUMENT, of_message
+from tests.support.redis import redis_server
+from tests.support.server import Up, mentatlab, up
 
 from mentatlab.conformance import (
     VERBS,
@@ -17,9 +20,6 @@ from mentatlab.conformance import (
     play_cases,
     shipped_cases,
 )
-from support.asyncapi import DOCUMENT, of_message
-from support.redis import redis_server
-from support.server import Up, mentatlab, up
 
 CASES = load_cases(shipped_cases(), VERBS)
 SAMPLE = 200

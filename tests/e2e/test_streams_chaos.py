@@ -4,8 +4,7 @@ of order."""
 from pathlib import Path
 
 import pytest
-
-from support.chaos import Report, chaos
+from tests.support.chaos import Report, chaos
 
 
 def assert_whole(report: Report, records: int) -> None:

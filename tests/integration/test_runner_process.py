@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.agent_processes import ECHO, Bench, alive, eventually, logs, perform
 
 from mentatlab.protocol import events
 from mentatlab.protocol.errors import Code
 from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.runners import LocalRunner, RunnerSettings
 from mentatlab.runners.child import Limits
-from support.agent_processes import ECHO, Bench, alive, eventually, logs, perform
 
 QUICK = RunnerSettings(
     grace_s=0.3, exit_grace_s=0.3, log_bytes=10_000, flood_bytes=3_000_000, mailbox_bytes=20_000

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support.agent_processes import Bench, alive, eventually, logs, perform
 
 from mentatlab.protocol import events
 from mentatlab.protocol.agent import Warm
 from mentatlab.protocol.errors import Code
 from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.runners import LocalRunner, RunnerSettings
-from support.agent_processes import Bench, alive, eventually, logs, perform
 
 QUICK = RunnerSettings(
     grace_s=1.0,

@@ -9,11 +9,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-
-from mentatlab.gateway.server import Transport
-from mentatlab.protocol.tokens import mint
-from mentatlab.streams import StreamingConnectionManager, open_hub
-from support.guarded_server import (
+from tests.support.guarded_server import (
     ELSEWHERE,
     HOME_KEY,
     NEVER,
@@ -25,6 +21,10 @@ from support.guarded_server import (
     ticket,
     token,
 )
+
+from mentatlab.gateway.server import Transport
+from mentatlab.protocol.tokens import mint
+from mentatlab.streams import StreamingConnectionManager, open_hub
 
 EDGES = {
     "http": "/api/v1/streams/{id}",

@@ -8,16 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
-from websockets.typing import Subprotocol
-
-from mentatlab.gateway import credentials
-from mentatlab.gateway.server import Transport
-from mentatlab.protocol.records import data_draft
-from mentatlab.protocol.tokens import mint
-from mentatlab.streams import StreamingConnectionManager, open_hub
-from support.guarded_server import (
+from tests.support.guarded_server import (
     ELSEWHERE,
     HOME_KEY,
     TOKEN_SECRET,
@@ -27,6 +18,15 @@ from support.guarded_server import (
     guarded,
     token,
 )
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from mentatlab.gateway import credentials
+from mentatlab.gateway.server import Transport
+from mentatlab.protocol.records import data_draft
+from mentatlab.protocol.tokens import mint
+from mentatlab.streams import StreamingConnectionManager, open_hub
 
 MSP = [Subprotocol("msp.v1+json")]
 

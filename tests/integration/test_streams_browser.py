@@ -3,10 +3,11 @@
 import asyncio
 from pathlib import Path
 
+from tests.support.browser import browser_page
+from tests.support.streams_server import stream_server
+
 from mentatlab.protocol.records import data_draft
 from mentatlab.streams import open_hub
-from support.browser import browser_page
-from support.streams_server import stream_server
 
 FOLLOW = """
     window.got = [];

@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.support.redis import RedisProcess
+from tests.support.streams_server import SECRET, SseReader, stream_server
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
@@ -23,8 +25,6 @@ from mentatlab.protocol.tokens import Claims, mint
 from mentatlab.streams import StreamingConnectionManager, open_hub
 from mentatlab.streams.redis import open_redis_log
 from support import streams_server
-from support.redis import RedisProcess
-from support.streams_server import SECRET, SseReader, stream_server
 
 MSP = [Subprotocol("msp.v1+json")]
 

@@ -21,6 +21,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.support.redis import RedisProcess, redis_server
+from tests.support.streams_server import SseReader, stream_server
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
@@ -28,8 +30,6 @@ from mentatlab.protocol import frames
 from mentatlab.protocol.records import timestamp
 from mentatlab.streams import StreamingConnectionManager, open_hub
 from mentatlab.streams.redis import open_redis_log
-from support.redis import RedisProcess, redis_server
-from support.streams_server import SseReader, stream_server
 
 T = TypeVar("T")
 MSP = Subprotocol("msp.v1+json")

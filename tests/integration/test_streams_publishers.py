@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.support.streams_server import SseReader, stream_server
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from mentatlab.gateway.server import Transport
 from mentatlab.streams import StreamingConnectionManager, open_hub
 from support import streams_server
-from support.streams_server import SseReader, stream_server
 
 MSP = [Subprotocol("msp.v1+json")]
 Message = dict[str, Any]

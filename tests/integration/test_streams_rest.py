@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.support.streams_server import SECRET, stream_server
 
 from mentatlab.protocol.records import Draft
 from mentatlab.protocol.tokens import Claims, mint, verify
 from mentatlab.streams import StreamingConnectionManager, open_hub
-from support.streams_server import SECRET, stream_server
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 

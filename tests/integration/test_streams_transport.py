@@ -18,6 +18,7 @@ import trustme
 import uvicorn
 import uvloop
 from picows import picows
+from tests.support.streams_server import SseReader, make_streams, stream_server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.asyncio.client import connect
 
@@ -29,7 +30,6 @@ from mentatlab.gateway.stream_picows import READ_BYTES
 from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.protocol.records import data_draft
 from mentatlab.streams import StreamingConnectionManager, StreamSession, open_hub
-from support.streams_server import SseReader, make_streams, stream_server
 
 TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 1, 2, 8, 9, 10, 0
 RECORD = b'{"payload":{"data":1}}'

@@ -11,11 +11,10 @@ from typing import Any
 import httpx2
 import pytest
 from tests.gateway.conftest import ECHO_FLOW, write_agent
+from tests.support.redis import RedisProcess, redis_server
+from tests.support.server import Up, mentatlab, up
+from tests.support.streams_server import SseReader
 from websockets.asyncio.client import connect
-
-from support.redis import RedisProcess, redis_server
-from support.server import Up, mentatlab, up
-from support.streams_server import SseReader
 
 SECRET = "one secret that all servers share"
 API = "/api/v1/streams"

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.agent_processes import Bench, perform
 
 from mentatlab.protocol import events
 from mentatlab.protocol.agent import Warm
 from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.runners import LocalRunner
-from support.agent_processes import Bench, perform
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "write-an-agent.md"
 LENGTHS = re.search(r"```js file=lengths.js\n(.*?)```", GUIDE.read_text(), re.DOTALL)

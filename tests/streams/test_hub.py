@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from msgspec import structs
+from tests.support.redis import RedisProcess
 
 from mentatlab.protocol.errors import Code, Fenced, Forbidden, Gone, Invalid, NotFound, OutOfSpace
 from mentatlab.protocol.records import Cursor, Draft, Producer, RecordType, data_draft
@@ -22,7 +23,6 @@ from mentatlab.streams.buffer import TAIL_BYTES
 from mentatlab.streams.port import READ_BYTES, Appended, Retention
 from mentatlab.streams.positions import Start, parse_from
 from mentatlab.streams.redis import open_redis_log
-from support.redis import RedisProcess
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])

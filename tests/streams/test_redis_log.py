@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support.cutting import cutting
+from tests.support.redis import DURABLE, RedisProcess, redis_server
 
 from mentatlab.protocol.errors import (
     Code,
@@ -37,8 +39,6 @@ from mentatlab.testing.stream_log_contract import (
     sequences,
     values,
 )
-from support.cutting import cutting
-from support.redis import DURABLE, RedisProcess, redis_server
 
 Open = Callable[..., Awaitable[RedisStreamLog]]
 

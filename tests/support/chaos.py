@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
+from tests.support.server import COMMAND, environment
 
 from mentatlab.protocol.errors import MentatError
 from mentatlab.protocol.records import StreamChunk
 from mentatlab.sdk.client import AsyncClient
-from support.server import COMMAND, environment
 
 READY_S = 20.0
 PORTION = 100
