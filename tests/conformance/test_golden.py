@@ -11,7 +11,7 @@ from msgspec import structs
 from mentatlab.flows import ManifestValidator, load_flow, load_manifest
 from mentatlab.protocol.errors import Invalid, MentatError, ValidationFailed
 from mentatlab.protocol.media import is_reference, ref_id_of
-from mentatlab.protocol.records import StreamChunk, parse_draft
+from mentatlab.protocol.records import StreamChunk, draft_of, parse_message
 from mentatlab.protocol.stdio import Lines, parse_event
 from mentatlab.protocol.tokens import Claims, mint, verify
 
@@ -99,9 +99,9 @@ def test_records(record: dict[str, Any]) -> None:
 def test_what_publishers_send(case: dict[str, Any]) -> None:
     if case["draft"] is None:
         with pytest.raises(Invalid):
-            parse_draft(json.dumps(case["message"]))
+            draft_of(parse_message(json.dumps(case["message"])))
     else:
-        said = parse_draft(json.dumps(case["message"]))
+        said = draft_of(parse_message(json.dumps(case["message"])))
         assert msgspec.to_builtins(structs.replace(said, payload=said.values)) == case["draft"]
 
 

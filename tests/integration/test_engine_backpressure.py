@@ -1,8 +1,10 @@
 """Back-pressure from node to node with real agents, and the graphs that it could stop for ever."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mentatlab.testing.house import House, open_house, write_agent
 
@@ -114,47 +116,44 @@ async def test_a_consumer_that_also_needs_a_value_from_the_end(tmp_path: Path) -
     assert found == f"{COUNT} of {COUNT}"
 
 
-async def test_a_slow_consumer_holds_its_producer_back(tmp_path: Path) -> None:
-    """What waits is the window and what pipes and batches hold, not the whole stream."""
-    begun, go = tmp_path / "begun", tmp_path / "go"
+class HeldBack(NamedTuple):
+    house: House
+    run_id: str
+    stream_id: str
+    go: Path
+    """When it is there, the consumer takes the rest."""
+
+
+@asynccontextmanager
+async def held_back(root: Path) -> AsyncIterator[HeldBack]:
+    """A run whose producer waits for a consumer that has taken one element."""
+    begun, go = root / "begun", root / "go"
     agents = [
-        producer(tmp_path, "test.a", "x"),
-        consumer(tmp_path, "test.d", PATIENT, ("x", "stream")),
+        producer(root, "test.a", "x"),
+        consumer(root, "test.d", PATIENT, ("x", "stream")),
     ]
     document = flow(("a.x", "d.x"), begun=str(begun), go=str(go))
-    async with open_house(tmp_path / "home", agents) as house:
-        view = await house.engine.submit(document, {}, workspace="default")
-        while not begun.exists():
-            await asyncio.sleep(0.01)
-        name = next(s.stream_id for s in view.streams if s.pin_name == "x")
+    async with open_house(root / "home", agents) as house:
+        run = await house.engine.submit(document, {}, workspace="default")
+        stream_id = next(s.stream_id for s in run.streams if s.pin_name == "x")
         async with asyncio.timeout(30):
-            while not await _waits(house, name):
+            while not (begun.exists() and stream_id in house.hub.statistics().held_back):
                 await asyncio.sleep(0.01)
-        assert (await house.hub.lane(name)).head < COUNT // 2
-        go.touch()
-        ended = await house.engine.wait(view.id)
-        outputs = await house.engine.outputs(view.id, workspace="default")
+        yield HeldBack(house, run.id, stream_id, go)
+
+
+async def test_a_slow_consumer_holds_its_producer_back(tmp_path: Path) -> None:
+    """What waits is the window and what pipes and batches hold, not the whole stream."""
+    async with held_back(tmp_path) as run:
+        assert (await run.house.hub.lane(run.stream_id)).head < COUNT // 2
+        run.go.touch()
+        ended = await run.house.engine.wait(run.run_id)
+        outputs = await run.house.engine.outputs(run.run_id, workspace="default")
     assert ended.state == "succeeded"
     assert list(outputs.values()) == [str(COUNT)]
 
 
-async def _waits(house: House, name: str) -> bool:
-    gate = house.hub.statistics().held_back
-    return name in gate
-
-
 async def test_a_held_back_run_can_be_cancelled(tmp_path: Path) -> None:
-    begun, go = tmp_path / "begun", tmp_path / "go"
-    agents = [
-        producer(tmp_path, "test.a", "x"),
-        consumer(tmp_path, "test.d", PATIENT, ("x", "stream")),
-    ]
-    document = flow(("a.x", "d.x"), begun=str(begun), go=str(go))
-    async with open_house(tmp_path / "home", agents) as house:
-        view = await house.engine.submit(document, {}, workspace="default")
-        name = next(s.stream_id for s in view.streams if s.pin_name == "x")
-        async with asyncio.timeout(30):
-            while not await _waits(house, name):
-                await asyncio.sleep(0.01)
-        await house.engine.cancel(view.id, workspace="default")
-        assert (await house.engine.wait(view.id)).state == "cancelled"
+    async with held_back(tmp_path) as run:
+        await run.house.engine.cancel(run.run_id, workspace="default")
+        assert (await run.house.engine.wait(run.run_id)).state == "cancelled"

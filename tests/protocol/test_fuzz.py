@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mentatlab.protocol import frames
 from mentatlab.protocol.errors import MentatError
-from mentatlab.protocol.records import Cursor, RecordType, parse_cursor, parse_draft
+from mentatlab.protocol.records import Cursor, RecordType, draft_of, parse_cursor, parse_message
 from mentatlab.sdk.streaming.messages import parse_text
 from mentatlab.streams.positions import parse_from, parse_rate
 
@@ -71,7 +71,7 @@ def test_cursors_and_places(found: list[list[bytes]], length: int) -> None:
 def test_messages_of_publishers(found: list[list[bytes]]) -> None:
     for case in found:
         with suppress(MentatError):
-            draft = parse_draft(b"".join(case))
+            draft = draft_of(parse_message(b"".join(case)))
             assert draft.type is not RecordType.START
             assert isinstance(draft.values, dict)
 

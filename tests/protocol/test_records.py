@@ -14,10 +14,11 @@ from mentatlab.protocol.records import (
     RecordType,
     StreamChunk,
     data_draft,
+    draft_of,
     end_draft,
     error_draft,
     parse_cursor,
-    parse_draft,
+    parse_message,
     start_draft,
     timestamp,
 )
@@ -125,7 +126,7 @@ def test_drafts() -> None:
     ],
 )
 def test_what_may_be_published(message: dict[str, Any], draft: Draft) -> None:
-    said = parse_draft(msgspec.json.encode(message))
+    said = draft_of(parse_message(msgspec.json.encode(message)))
     assert structs.replace(said, payload=said.values) == draft
 
 
@@ -152,7 +153,7 @@ def test_what_may_be_published(message: dict[str, Any], draft: Draft) -> None:
 )
 def test_what_may_not_be_published(message: object) -> None:
     with pytest.raises(Invalid) as refused:
-        parse_draft(msgspec.json.encode(message))
+        draft_of(parse_message(msgspec.json.encode(message)))
     assert refused.value.code == Code.STREAM_RECORD_INVALID
     assert "stream_data" in refused.value.hint
 
@@ -169,4 +170,4 @@ KINDS = st.sampled_from(["stream_data", "stream_end", "stream_error"])
 @given(st.dictionaries(KEYS, JSON | KINDS | st.fixed_dictionaries({"data": JSON})))
 def test_any_message_is_a_draft_or_refused(message: dict[str, Any]) -> None:
     with suppress(Invalid):
-        assert parse_draft(msgspec.json.encode(message)).type is not RecordType.START
+        assert draft_of(parse_message(msgspec.json.encode(message))).type is not RecordType.START

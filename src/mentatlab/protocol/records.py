@@ -235,7 +235,7 @@ class _EndPayload(msgspec.Struct):
     reason: Literal["complete", "cancelled", "aborted"] = "complete"
 
 
-decode_message = msgspec.json.Decoder(Message).decode
+_message = msgspec.json.Decoder(Message).decode
 _data_payload = msgspec.json.Decoder(_DataPayload).decode
 _error_payload = msgspec.json.Decoder(_ErrorPayload).decode
 _end_payload = msgspec.json.Decoder(_EndPayload).decode
@@ -246,7 +246,7 @@ _MISSING = (_ABSENT, msgspec.Raw(b"null"))
 def parse_message(text: bytes | str) -> Message:
     """One JSON object; `text` is valid UTF-8. `Invalid(STREAM_RECORD_INVALID)`."""
     try:
-        return decode_message(text)
+        return _message(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(f"not a message: {error}") from error
 
@@ -280,11 +280,6 @@ def draft_of(message: Message) -> Draft:
         attempt=message.attempt,
         item=message.item,
     )
-
-
-def parse_draft(text: bytes | str) -> Draft:
-    """A publisher's JSON record (`{"type": "stream_data", "payload": {…}}`, old forms included)."""
-    return draft_of(parse_message(text))
 
 
 def _checked_data(payload: msgspec.Raw, data: msgspec.Raw) -> msgspec.Raw:

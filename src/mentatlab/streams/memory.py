@@ -27,6 +27,7 @@ from mentatlab.streams.port import (
 )
 
 _LITTLE = 64 * 1024
+"""Bytes; a lane that holds no more is not asked to make room."""
 
 
 @dataclass(slots=True)

@@ -186,10 +186,6 @@ class Subscription:
         return self._feed.key
 
     @property
-    def policy(self) -> Policy:
-        return self._options.policy
-
-    @property
     def cursor(self) -> Cursor:
         """After the last record that was handed out."""
         ahead = self._pending[0].position - 1 if self._pending else self._position
