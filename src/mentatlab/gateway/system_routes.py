@@ -88,6 +88,11 @@ def _streams(connections: Connections) -> list[Metric]:
         ("stream_unsent_bytes_most", "Of these, for one.", [("", open_now.most_held)]),
         ("stream_publishers", "Streams that connections publish to.", [("", open_now.publishers)]),
         ("stream_publishers_stalled", "Of these, silent ones.", [("", open_now.stalled)]),
+        (
+            "streams_held_back",
+            "Streams whose publishers wait for a reader.",
+            [("", float(len(now.held_back)))],
+        ),
         ("stream_subscriptions", "Readers of streams.", [("", now.subscriptions)]),
         ("stream_held_bytes", "Bytes read for subscribers, not yet sent.", [("", now.held_bytes)]),
     ]

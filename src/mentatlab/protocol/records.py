@@ -241,6 +241,11 @@ _error_payload = msgspec.json.Decoder(_ErrorPayload).decode
 _end_payload = msgspec.json.Decoder(_EndPayload).decode
 _COMPLETE = msgspec.Raw(b'{"reason":"complete"}')
 _MISSING = (_ABSENT, msgspec.Raw(b"null"))
+_SEND_DATA = 'send {"type": "stream_data", "payload": {"data": …}}'
+_SEND_END = (
+    'send {"type": "stream_end", "payload": {"reason": "complete"}}; or cancelled, or aborted'
+)
+_SEND_ERROR = 'send {"type": "stream_error", "payload": {"error": {"code": "…", "message": "…"}}}'
 
 
 def parse_message(text: bytes | str) -> Message:
@@ -264,11 +269,11 @@ def draft_of(message: Message) -> Draft:
     elif kind == "stream_end":
         payload = message.data if message.payload in _MISSING else message.payload
         payload = _COMPLETE if payload in _MISSING else payload
-        _checked(payload, _end_payload)
+        _checked(payload, _end_payload, _SEND_END)
         type_ = RecordType.END
     elif kind == "stream_error":
         payload = message.data if message.payload in _MISSING else message.payload
-        _checked(payload, _error_payload)
+        _checked(payload, _error_payload, _SEND_ERROR)
         type_ = RecordType.ERROR
     else:
         raise _invalid(f"type {kind[:40]!r} cannot be published")
@@ -293,19 +298,15 @@ def _checked_data(payload: msgspec.Raw, data: msgspec.Raw) -> msgspec.Raw:
     return payload
 
 
-def _checked(payload: msgspec.Raw, decode: Callable[[msgspec.Raw], T]) -> T:
+def _checked(payload: msgspec.Raw, decode: Callable[[msgspec.Raw], T], hint: str = _SEND_DATA) -> T:
     try:
         return decode(payload)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _invalid(f"`payload`: {error}") from error
+        raise _invalid(f"`payload`: {error}", hint) from error
 
 
-def _invalid(message: str) -> Invalid:
-    return Invalid(
-        Code.STREAM_RECORD_INVALID,
-        message,
-        hint='send {"type": "stream_data", "payload": {"data": …}}',
-    )
+def _invalid(message: str, hint: str = _SEND_DATA) -> Invalid:
+    return Invalid(Code.STREAM_RECORD_INVALID, message, hint=hint)
 
 
 def malformed(message: str) -> Invalid:
