@@ -391,6 +391,7 @@ async def test_metrics_are_prometheus_text(http: httpx2.AsyncClient):
     assert '\nmentatlab_requests_total{edge="http",status="200"} 1\n' in again
     assert "\n# TYPE mentatlab_requests_total counter\n" in again
     assert "\nmentatlab_stream_publishers 0\n" in again
+    assert "\nmentatlab_streams_held_back 0\n" in again
     for line in answer.text.splitlines():
         assert line.startswith("# ") or float(line.rsplit(" ", 1)[1]) >= 0
 

@@ -91,7 +91,7 @@ def _streams(connections: Connections) -> list[Metric]:
         (
             "streams_held_back",
             "Streams whose publishers wait for a reader.",
-            [("", float(len(now.held_back)))],
+            [("", len(now.held_back))],
         ),
         ("stream_subscriptions", "Readers of streams.", [("", now.subscriptions)]),
         ("stream_held_bytes", "Bytes read for subscribers, not yet sent.", [("", now.held_bytes)]),
