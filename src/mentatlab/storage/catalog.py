@@ -43,7 +43,48 @@ SCHEMA = [
         PRIMARY KEY (owner, blob_id)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX blob_refs_by_blob ON blob_refs (blob_id);
+    """,
     """
+    CREATE TABLE usage (
+        workspace TEXT PRIMARY KEY,
+        bytes INTEGER NOT NULL,
+        count INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO usage SELECT workspace, sum(size), count(*) FROM blobs GROUP BY workspace;
+    CREATE TRIGGER blob_counted AFTER INSERT ON blobs BEGIN
+        INSERT INTO usage VALUES (new.workspace, new.size, 1)
+        ON CONFLICT DO UPDATE SET bytes = bytes + new.size, count = count + 1;
+    END;
+    CREATE TRIGGER blob_discounted AFTER DELETE ON blobs BEGIN
+        UPDATE usage SET bytes = bytes - old.size, count = count - 1
+        WHERE workspace = old.workspace;
+    END;
+    CREATE TABLE uploads (
+        id TEXT PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        mode TEXT NOT NULL CHECK (mode IN ('single', 'tus', 'direct')),
+        ref TEXT NOT NULL UNIQUE,
+        key TEXT NOT NULL UNIQUE,
+        store_id TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('open', 'done')),
+        size INTEGER,
+        offset INTEGER NOT NULL,
+        reserved INTEGER NOT NULL,
+        expect TEXT,
+        claims TEXT NOT NULL,
+        filename TEXT NOT NULL,
+        ttl_s REAL,
+        created_at REAL NOT NULL,
+        expires_at REAL NOT NULL,
+        holder TEXT NOT NULL,
+        fence INTEGER NOT NULL,
+        leased_until REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX uploads_by_workspace ON uploads (workspace, id);
+    CREATE INDEX uploads_expiring ON uploads (expires_at);
+    ALTER TABLE blobs ADD COLUMN verified_at REAL;
+    CREATE INDEX blobs_by_verification ON blobs (verified_at, id);
+    """,
 ]
 _COLUMNS = (
     "id, workspace, key, type, size, blake3, sha256, mime_type, metadata, state, filename,"

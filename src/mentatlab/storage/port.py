@@ -4,7 +4,7 @@ A `BlobStore` keeps bytes under keys; the catalogue (SQL) is the authority on wh
 References are opaque (`blob_<ulid>`), never a client-chosen key; identity is blake3.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -43,6 +43,80 @@ class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
     modified_at: float = 0.0  # Unix seconds
 
 
+class Caps(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store has beyond the verbs that all have.
+
+    `part_size`: uploads over this many bytes travel in parts of exactly so many (the last is
+    shorter), numbered from 1. `presigns`: clients may speak with the store themselves, through
+    `presign` and `Upload.sign_parts`.
+    """
+
+    part_size: int = 16 << 20
+    presigns: bool = False
+
+
+class SignedPart(NamedTuple):
+    """`url` takes a PUT of exactly the bytes `offset` to `offset + size`."""
+
+    number: int
+    offset: int
+    size: int
+    url: str
+
+
+class StaleUpload(NamedTuple):
+    upload_id: str
+    key: str
+    changed_at: float  # Unix seconds
+
+
+class Upload(Protocol):
+    """An object on its way in, over any number of connections and processes.
+
+    One writer at a time; the caller sees to that. Nothing is visible before `complete`.
+    """
+
+    id: str  # for `resume_upload`; text, opaque to everybody else
+    key: str
+    offset: int  # bytes taken so far
+
+    async def write(self, source: AsyncIterator[bytes]) -> int:
+        """Append all of `source`; the new offset. What came before an error of the source (or a
+        cancelled caller) is taken. `OutOfSpace(DISK_FULL)`."""
+        ...
+
+    async def checkpoint(self) -> int:
+        """Everything taken is durable; the offset at which `resume_upload` goes on after a crash."""
+        ...
+
+    async def sign_parts(self, numbers: Sequence[int], *, expires_s: float) -> list[SignedPart]:
+        """For a client that sends parts by itself; only with `Caps.presigns` and a known size."""
+        ...
+
+    async def missing_parts(self) -> list[int]:
+        """Numbers of the parts that have not arrived; only with `Caps.presigns` and a known size."""
+        ...
+
+    async def complete(
+        self, *, sha256: bool = False, expected_sha256: str | None = None
+    ) -> BlobInfo:
+        """Publish it as `put` does, atomically and never replacing. Idempotent: also after a crash
+        in the middle, or when it was complete before. `Invalid(DIGEST_MISMATCH)`,
+        `Conflict(UPLOAD_INCOMPLETE)` when bytes of the announced size are missing.
+
+        `BlobInfo.blake3` is "" when the store has never seen the bytes (a direct upload).
+        """
+        ...
+
+    async def abort(self) -> None:
+        """Forget it and its bytes; fine when it is gone."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of local resources; the upload stays for `resume_upload`."""
+        ...
+
+
 class Reader(Protocol):
     info: BlobInfo
 
@@ -55,6 +129,9 @@ class Reader(Protocol):
 
 class BlobStore(Protocol):
     """Promises.
+
+    - `BlobInfo.blake3` of `head` and `list` is "" where a store could not keep it beside the bytes
+      (an object that came to S3 in parts); the catalogue knows it.
 
     - `put` is atomic (no partial object is ever visible, also after SIGKILL) and never replaces
       (`Conflict(KEY_EXISTS)`). `OutOfSpace(DISK_FULL)`, `Invalid(DIGEST_MISMATCH)`, an error of the
@@ -88,6 +165,52 @@ class BlobStore(Protocol):
 
     def list(self, prefix: str = "", after: str = "") -> AsyncIterator[BlobInfo]:
         """Objects whose key starts with `prefix` and sorts behind `after`, in key order."""
+        ...
+
+    caps: Caps
+
+    async def open_upload(
+        self,
+        key: str,
+        *,
+        content_type: str = "application/octet-stream",
+        meta: dict[str, Any] | None = None,
+        size: int | None = None,
+        durability: Durability = "full",
+    ) -> Upload:
+        """`size` when it is known from the start. `Conflict(KEY_EXISTS)` here or at `complete`."""
+        ...
+
+    async def resume_upload(self, upload_id: str) -> Upload:
+        """At its durable offset, in this or another process; `NotFound(UPLOAD_NOT_FOUND)`.
+
+        An upload that is complete resumes too, so that `complete` can be repeated.
+        """
+        ...
+
+    def list_stale_uploads(self, *, before: float) -> AsyncIterator[StaleUpload]:
+        """Open uploads that nothing has come to since `before` (Unix seconds)."""
+        ...
+
+    async def copy(self, source: str, target: str) -> BlobInfo:
+        """Within the store; as atomic as `put`."""
+        ...
+
+    def presign(
+        self,
+        key: str,
+        *,
+        expires_s: float,
+        content_type: str = "",
+        disposition: str = "",
+    ) -> str | None:
+        """A URL at which anybody may GET the object (ranges too); None without `Caps.presigns`.
+
+        It answers with `content_type` and `disposition` where they are given."""
+        ...
+
+    async def check(self) -> None:
+        """`Unavailable(STORE_UNAVAILABLE)` with its reason when the store cannot work."""
         ...
 
     async def tidy(self, *, before: float) -> None:
