@@ -86,7 +86,7 @@ class Upload(Protocol):
         ...
 
     async def checkpoint(self) -> int:
-        """Everything taken is durable; the offset at which `resume_upload` goes on after a crash."""
+        """All of it is durable; the offset at which `resume_upload` goes on after a crash."""
         ...
 
     async def sign_parts(self, numbers: Sequence[int], *, expires_s: float) -> list[SignedPart]:
@@ -94,7 +94,7 @@ class Upload(Protocol):
         ...
 
     async def missing_parts(self) -> list[int]:
-        """Numbers of the parts that have not arrived; only with `Caps.presigns` and a known size."""
+        """Numbers of the parts that have not arrived; under the conditions of `sign_parts`."""
         ...
 
     async def complete(
