@@ -85,6 +85,19 @@ SCHEMA = [
     ALTER TABLE blobs ADD COLUMN verified_at REAL;
     CREATE INDEX blobs_by_verification ON blobs (verified_at, id);
     """,
+    # A preview, owned by `preview:<source>`, goes when its source goes, or comes too late to stay.
+    """
+    CREATE TRIGGER previews_go AFTER UPDATE OF state ON blobs WHEN new.state = 'deleting' BEGIN
+        UPDATE blobs SET state = 'deleting'
+        WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = 'preview:' || new.id);
+    END;
+    CREATE TRIGGER preview_too_late AFTER INSERT ON blob_refs
+    WHEN new.owner GLOB 'preview:*' AND NOT EXISTS (
+        SELECT 1 FROM blobs WHERE id = substr(new.owner, 9) AND state <> 'deleting'
+    ) BEGIN
+        UPDATE blobs SET state = 'deleting' WHERE id = new.blob_id;
+    END;
+    """,
 ]
 _COLUMNS = (
     "id, workspace, key, type, size, blake3, sha256, mime_type, metadata, state, filename,"
