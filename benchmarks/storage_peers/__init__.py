@@ -1,0 +1,1 @@
+"""Gigabytes in and out, ours beside other servers and clients; see ../README.md."""
