@@ -46,6 +46,10 @@ STATUS_OF_CODE = {
     Code.METHOD_NOT_ALLOWED: 405,
     Code.URI_TOO_LONG: 414,
     Code.HEADERS_TOO_LARGE: 431,
+    Code.TUS_VERSION_UNSUPPORTED: 412,
+    Code.UPLOAD_LOCKED: 423,
+    Code.UPLOAD_SUPERSEDED: 423,
+    Code.UPLOAD_CHECKSUM_MISMATCH: 460,
 }
 """Where HTTP knows it closer than the class."""
 TITLE = {
@@ -56,13 +60,16 @@ TITLE = {
     405: "Method not allowed",
     409: "The state does not allow it now",
     410: "It has expired",
+    412: "A precondition does not hold",
     413: "Too large",
     414: "The address is too long",
     415: "Unsupported media",
     416: "Range not satisfiable",
     422: "The document is not valid",
+    423: "Locked",
     429: "Too many requests",
     431: "The headers are too large",
+    460: "Checksum mismatch",
     500: "An error in the server",
     502: "An agent failed",
     503: "Not available now",
