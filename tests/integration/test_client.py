@@ -21,9 +21,9 @@ from mentatlab.protocol.errors import (
     ValidationFailed,
 )
 from mentatlab.protocol.records import Producer, StreamChunk
+from mentatlab.sdk import backoff
 from mentatlab.sdk import client as client_module
 from mentatlab.sdk.client import AsyncClient, Reset, StreamFailed, TruncatedStream
-from mentatlab.sdk.streaming import endings
 
 FLOW = """
 apiVersion: v1beta1
@@ -208,7 +208,7 @@ async def cutting_proxy(url: str, *, after_bytes: int) -> AsyncGenerator[str]:
 async def test_a_stream_survives_cuts_exactly(
     client: AsyncClient, server: app.App, after_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endings, "_BASE_S", 0.001)
+    monkeypatch.setattr(backoff, "_BASE_S", 0.001)
     stream_id = (await client.open_stream("a", "p"))["stream_id"]
     await client.publish(stream_id, list(range(60)), end=True)
     async with (

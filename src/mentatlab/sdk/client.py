@@ -34,6 +34,7 @@ from mentatlab.protocol.errors import Code, RateLimited, Unavailable
 from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.records import Producer, RecordType, StreamChunk
 from mentatlab.sdk.answers import error_of
+from mentatlab.sdk.backoff import Backoff
 from mentatlab.sdk.following import (
     Element,
     Following,
@@ -44,7 +45,6 @@ from mentatlab.sdk.following import (
 )
 from mentatlab.sdk.streaming import StreamConnection
 from mentatlab.sdk.streaming.connection import GIVE_UP_S, Renew
-from mentatlab.sdk.streaming.endings import Backoff
 
 if TYPE_CHECKING:
     import httpx2

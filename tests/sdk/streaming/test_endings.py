@@ -6,7 +6,7 @@ from tests.protocol.test_tokens import SECRET
 from mentatlab.protocol import errors
 from mentatlab.protocol.errors import Code, MentatError
 from mentatlab.protocol.tokens import Claims, mint
-from mentatlab.sdk.streaming.endings import Backoff, error_of_close, error_of_stream
+from mentatlab.sdk.streaming.endings import error_of_close, error_of_stream
 from mentatlab.sdk.streaming.tokens import facts_of
 
 
@@ -45,15 +45,6 @@ def test_a_fence_is_told_apart() -> None:
     told = error_of_stream("STREAM_GAP_IN_PRODUCER", 4109, "m", "h", {"expected": 4})
     assert (type(told), told.hint, told.details) == (errors.Conflict, "h", {"expected": 4})
     assert error_of_stream("DATABASE_ERROR", 1011, "m", "", {}).retryable
-
-
-def test_waits_grow_to_a_limit_and_end() -> None:
-    backoff = Backoff(give_up_s=60, uniform=lambda _, high: high)
-    assert [backoff.wait(0) for _ in range(7)] == [0.25, 0.5, 1, 2, 4, 8, 8]
-    assert backoff.wait(60, at_least_s=30) == 30
-    assert backoff.wait(60.1) is None
-    backoff.progress()
-    assert backoff.wait(1000) == 0.25
 
 
 def test_a_token_says_when_it_ends_and_a_key_does_not() -> None:

@@ -29,8 +29,9 @@ from mentatlab.protocol.errors import (
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import MAX_RECORD_BYTES
 from mentatlab.sdk.answers import error_of
+from mentatlab.sdk.backoff import Backoff
 from mentatlab.sdk.streaming.conversation import Conversation, Interrupted
-from mentatlab.sdk.streaming.endings import Backoff, error_of_close
+from mentatlab.sdk.streaming.endings import error_of_close
 from mentatlab.sdk.streaming.publication import Publication
 from mentatlab.sdk.streaming.publisher import Publisher
 from mentatlab.sdk.streaming.reading import WINDOW, Policy

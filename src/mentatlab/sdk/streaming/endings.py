@@ -1,16 +1,13 @@
-"""How a connection ends, and when the next one is tried. Pure.
+"""How a connection ends. Pure.
 
 Close codes: 1xxx and 40xx say come back and resume, 41xx stop. 1002, 1007 and 1009 are faults of
 ours that would only come again.
 """
 
-from collections.abc import Callable
-
 from mentatlab.protocol.errors import Code, MentatError, Unavailable
 from mentatlab.sdk.answers import error_of_code
 
 _OURS = (1002, 1003, 1007, 1009)
-_BASE_S, _CAP_S = 0.25, 8.0
 _REPORT = "client and server do not fit together: use the same version of both"
 _HINTS = {
     4101: "give the server's API key, or a token of this stream",
@@ -39,32 +36,3 @@ def error_of_stream(
     if 4100 <= close < 4200:
         return error_of_code(close - 3700, code, message, hint=hint, details=details)
     return error_of_code(503, code, message, hint=hint, details=details)
-
-
-class Backoff:
-    """Full jitter: a random wait of at most 0.25 s, 0.5 s, … 8 s before each attempt.
-
-    `give_up_s`: how long attempts may fail; a connection that brings something begins anew.
-    """
-
-    def __init__(
-        self,
-        *,
-        give_up_s: float,
-        uniform: Callable[[float, float], float],
-    ) -> None:
-        self._give_up_s, self._uniform = give_up_s, uniform
-        self._failures = 0
-        self._since: float | None = None
-
-    def progress(self) -> None:
-        self._failures, self._since = 0, None
-
-    def wait(self, now: float, at_least_s: float = 0.0) -> float | None:
-        """Seconds until the next attempt, after one that failed; None: give up."""
-        self._since = now if self._since is None else self._since
-        if now - self._since > self._give_up_s:
-            return None
-        limit = min(_CAP_S, _BASE_S * 2 ** min(self._failures, 16))
-        self._failures += 1
-        return max(at_least_s, self._uniform(0, limit))
