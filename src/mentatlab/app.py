@@ -18,6 +18,7 @@ from mentatlab import home as home_folder
 from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_secret
 from mentatlab.gateway.api import Services, create_gateway, key_lookup
 from mentatlab.gateway.server import Tls, Transport, serving
+from mentatlab.gateway.signed_urls import UrlKeys, own_keys, parse_keys
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.streams import Streams
 from mentatlab.protocol.errors import Code, Conflict, Invalid
@@ -76,6 +77,7 @@ class Settings:
     max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
     log: SharedLog | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
+    url_keys: UrlKeys | None = field(default=None, repr=False)  # None = made of that secret
     transport: Transport = "auto"  # of WebSockets and SSE
     tls: Tls | None = None
 
@@ -97,8 +99,8 @@ def read_settings(
     tls_key: Path | None = None,
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
-    _RECORD_RATE _MAX_OBJECT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED _TOKEN_SECRET _TRANSPORT
-    _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
+    _RECORD_RATE _MAX_OBJECT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED _TOKEN_SECRET _URL_KEYS
+    _TRANSPORT _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
     ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
@@ -120,6 +122,7 @@ def read_settings(
         max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
         log=_log(environ),
         token_secret=_secret(environ),
+        url_keys=_url_keys(environ),
         transport=_transport(environ),
         tls=_tls(environ, tls_cert, tls_key),
         environment=dict(environ),
@@ -166,6 +169,11 @@ def _size(environ: Mapping[str, str], name: str, default: str) -> int:
         return parse_size(text)
     except Invalid as error:
         raise _bad_setting(name, text, error.hint) from error
+
+
+def _url_keys(environ: Mapping[str, str]) -> UrlKeys | None:
+    text = environ.get("MENTATLAB_URL_KEYS")
+    return parse_keys(text) if text else None
 
 
 def _transport(environ: Mapping[str, str]) -> Transport:
@@ -260,6 +268,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
     """
     key, place = home_folder.home_key(settings.home), settings.home
     secret = token_secret(settings.token_secret or key)
+    url_keys = settings.url_keys or own_keys(settings.token_secret or key)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(place / "runs.db", SCHEMA))
         keys = KeyStore(database)
@@ -302,7 +311,8 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             connections=connections,
             manifests=place / "agents",
         )
-        admission = Admission(_rules(settings, key, secret), key_lookup(keys), hub)
+        rules = _rules(settings, key, secret, url_keys)
+        admission = Admission(rules, key_lookup(keys), hub)
         asgi = create_gateway(services, admission, multimodal=settings.multimodal)
         yield App(settings=settings, key=key, services=services, admission=admission, asgi=asgi)
 
@@ -338,11 +348,12 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _rules(settings: Settings, key: str, secret: bytes) -> Rules:
+def _rules(settings: Settings, key: str, secret: bytes, url_keys: UrlKeys) -> Rules:
     return Rules(
         loopback=is_loopback(settings.host),
         home_key=key,
         token_secret=secret,
+        url_keys=url_keys,
         hosts=settings.hosts,
         origins=settings.origins,
         rate=settings.rate,

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from PIL import Image
 
 from mentatlab.gateway import problems
 from mentatlab.gateway.media_headers import clean_name, content_disposition
 from mentatlab.gateway.server import serving
+from mentatlab.gateway.signed_urls import NO_KEYS
+from mentatlab.gateway.storage_download import Access, download_router
 from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.storage import StorageManager, open_local, open_memory
 
@@ -34,13 +36,24 @@ class Site(NamedTuple):
     port: int
 
 
+def storage_app(storage: StorageManager) -> FastAPI:
+    """Without admission: the caller says whose blobs are meant."""
+
+    def workspace_of(request: Request) -> str:
+        return request.headers.get("x-ws", "default")
+
+    app = FastAPI()
+    problems.install(app)
+    app.include_router(storage_router(storage, workspace_of))
+    app.include_router(download_router(storage, lambda r: Access(workspace_of(r)), NO_KEYS))
+    return app
+
+
 @asynccontextmanager
 async def site_at(folder: Path, **settings: Any) -> AsyncIterator[Site]:
     blobs = folder / "blobs"
     async with open_local(blobs, folder / "catalog.db", **settings) as storage:
-        app = FastAPI()
-        problems.install(app)
-        app.include_router(storage_router(storage, lambda r: r.headers.get("x-ws", "default")))
+        app = storage_app(storage)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             async with (
@@ -500,8 +513,7 @@ async def test_delete(site: Site) -> None:
 
 async def test_the_memory_store_behind_the_same_routes() -> None:
     async with open_memory() as storage:
-        app = FastAPI()
-        app.include_router(storage_router(storage, lambda _: "default"))
+        app = storage_app(storage)
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
             ref = (await client.post(UPLOAD, content=BIG)).json()["ref"]
@@ -511,8 +523,8 @@ async def test_the_memory_store_behind_the_same_routes() -> None:
 
 async def test_openapi_tells_the_calls() -> None:
     async with open_memory() as storage:
-        app = FastAPI()
-        app.include_router(storage_router(storage, lambda _: "default"))
+        app = storage_app(storage)
         paths = app.openapi()["paths"]
-    assert set(paths) == {"/api/v1/storage/upload", "/api/v1/storage", "/api/v1/storage/{ref}"}
+    ref = "/api/v1/storage/{ref}"
+    assert set(paths) == {UPLOAD, "/api/v1/storage", ref, f"{ref}/sign"}
     assert "multipart/form-data" in paths[UPLOAD]["post"]["requestBody"]["content"]

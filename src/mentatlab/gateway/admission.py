@@ -29,6 +29,7 @@ from mentatlab.gateway.head import SOCKETS_PATH, STREAMS_PATH, Edge, Head
 from mentatlab.gateway.identity import ANONYMOUS, LOOPBACK_USER, Caller
 from mentatlab.gateway.limits import MAX_HEADERS, MAX_PATH_CHARS, MAX_QUERY_BYTES, Buckets
 from mentatlab.gateway.problems import status_of
+from mentatlab.gateway.signed_urls import NO_KEYS, UrlKeys, signed_ref
 from mentatlab.gateway.stream_access import Authority, Shared
 from mentatlab.gateway.tickets import Tickets
 from mentatlab.protocol.errors import (
@@ -66,6 +67,7 @@ log = logging.getLogger("mentatlab.access")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """`loopback`: bound to loopback only. `hosts`, `origins`: further ones that are fine.
+    `url_keys`: what signed addresses of blobs are checked with.
 
     Rates are per key and second, 0 = no limit: of requests and control messages, and of published
     records.
@@ -74,6 +76,7 @@ class Rules:
     loopback: bool
     home_key: str
     token_secret: bytes
+    url_keys: UrlKeys = NO_KEYS
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     rate: float = 200.0
@@ -218,8 +221,11 @@ class Admission:
             raise _streaming_is_off()
         asked = head.asked
         _check_no_secret(asked)
-        visit.credential = credential_of(head)
-        if visit.credential is not None:
+        ref = signed_ref(head.path, asked)
+        visit.credential = credential_of(head) if ref is None else None
+        if ref is not None:
+            visit.caller = self._signed(head.method, ref, asked)
+        elif visit.credential is not None:
             visit.caller = self._credentials.at_once(visit.credential)
         elif head.followed is not None and "ticket" in asked:
             visit.ticket = asked["ticket"]
@@ -228,6 +234,12 @@ class Admission:
             visit.caller = LOOPBACK_USER if self.rules.loopback else ANONYMOUS
         if visit.caller is not None:
             self._count(visit.caller)
+
+    def _signed(self, method: str, ref: str, asked: dict[str, str]) -> Caller:
+        """The address itself is the credential, whatever else the request carries: what a cache
+        keeps under it must not depend on who asked."""
+        grant, key_id = self.rules.url_keys.verify(method, ref, asked, now=time.time())
+        return Caller(workspace=grant.workspace, name=f"url:{key_id}:{ref}", grant=grant)
 
     def _count(self, caller: Caller) -> None:
         wait = 0.0 if caller.exempt else self._rate.take(caller.name, time.monotonic())

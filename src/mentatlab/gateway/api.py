@@ -18,6 +18,7 @@ from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.runs_routes import runs_router
+from mentatlab.gateway.storage_download import Access, download_router
 from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
@@ -87,6 +88,8 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         stream_router(services.hub, admission),
         portable_router(services.connections),
         system_router(services.agents, services.connections, admission.book),
+        # last of storage's: its `/{ref}` would take the other paths
+        download_router(services.storage, storage_reader, admission.rules.url_keys),
     ]
 
 
@@ -116,3 +119,12 @@ def storage_workspace(request: Request) -> str:
     needed: Scope = "read" if request.method in ("GET", "HEAD") else "publish"
     authorise(who, needed)
     return who.workspace
+
+
+def storage_reader(request: Request) -> Access:
+    """Whose blobs a download is about: of who may read, or as a signed address says (admission
+    has seen that it is for this blob and method)."""
+    who = caller(request)
+    if who.grant is None:
+        authorise(who, "read")
+    return Access(who.workspace, who.grant)

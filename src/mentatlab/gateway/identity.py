@@ -2,7 +2,7 @@
 
 `admission` puts a `Caller` on every request and WebSocket; routes ask for it with `Depends(caller)`
 and guard themselves with `Depends(requires("run"))`. A capability token (a stream's, a run's, an
-attempt's) is a caller without scopes that carries `claims`.
+attempt's) is a caller without scopes that carries `claims`, a signed address one with its `grant`.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import msgspec
 from starlette.requests import HTTPConnection
 
+from mentatlab.gateway.signed_urls import Grant
 from mentatlab.protocol.errors import Code, Forbidden, Unauthenticated
 from mentatlab.protocol.tokens import Claims
 
@@ -32,6 +33,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[Scope] = frozenset()
     name: str = ""
     claims: Claims | None = None
+    grant: Grant | None = None
 
     @property
     def exempt(self) -> bool:

@@ -20,8 +20,10 @@ def content_type(mime_type: str) -> str:
     return mime_type if _MIME.fullmatch(mime_type) else "application/octet-stream"
 
 
-def safe_headers(mime_type: str, filename: str = "") -> dict[str, str]:
-    kind = "inline" if mime_type.partition(";")[0].strip().lower() in INLINE else "attachment"
+def safe_headers(mime_type: str, filename: str = "", wish: str = "") -> dict[str, str]:
+    """`wish`: `attachment` has everything saved."""
+    shown = wish != "attachment" and mime_type.partition(";")[0].strip().lower() in INLINE
+    kind = "inline" if shown else "attachment"
     return {
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox",

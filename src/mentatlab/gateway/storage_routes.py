@@ -1,26 +1,23 @@
-"""`/api/v1/storage`: upload, download, list, delete."""
+"""`/api/v1/storage`: upload, list, delete; `storage_download` gives the bytes."""
 
 import base64
 import binascii
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from mentatlab.gateway.form_upload import FormUpload
-from mentatlab.gateway.media_headers import clean_name, safe_headers
-from mentatlab.gateway.ranges import CONDITIONS, select
-from mentatlab.protocol.errors import Code, Invalid, NotFound
-from mentatlab.protocol.media import is_ref_id
+from mentatlab.gateway.media_headers import clean_name
+from mentatlab.gateway.storage_download import known_ref
+from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.protocol.pins import PinType
 from mentatlab.storage import StorageManager, too_large
-from mentatlab.storage.port import Blob, Reader
+from mentatlab.storage.port import Blob
 
 FileType = Literal["audio", "image", "video", "binary"]
 
@@ -46,12 +43,6 @@ _UPLOAD_BODY: dict[str, Any] = {
             },
         },
     }
-}
-_DOWNLOAD_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {}}, "description": "The bytes"},
-    206: {"description": "The asked range"},
-    304: {"description": "The client has it already"},
-    416: {"description": "The range lies outside the object"},
 }
 
 
@@ -127,29 +118,11 @@ def storage_router(storage: StorageManager, workspace_of: Callable[[Request], st
         following = blobs[-1].id if len(blobs) == limit else None
         return {"items": [_item(blob) for blob in blobs], "next": following}
 
-    async def find(ref: str, request: Request) -> Blob:
-        workspace = workspace_of(request)
-        if not is_ref_id(ref):
-            raise NotFound(
-                Code.REFERENCE_NOT_FOUND,
-                f"there is no blob {ref[:80]!r}",
-                hint="a `ref` as the upload answered it stands here: blob_…",
-            )
-        return await storage.get(ref, workspace=workspace)
-
-    @router.get("/{ref}", response_class=Response, responses=_DOWNLOAD_ANSWERS)
-    async def download(ref: str, request: Request) -> Response:
-        """The bytes, whole or a range of them."""
-        return await _answer(storage, await find(ref, request), request)
-
-    @router.head("/{ref}", include_in_schema=False)
-    async def head(ref: str, request: Request) -> Response:
-        return await _answer(storage, await find(ref, request), request)
-
     @router.delete("/{ref}", status_code=204)
     async def delete(ref: str, request: Request) -> None:
         """Remove an upload that no run or stream uses."""
-        await storage.delete((await find(ref, request)).id, workspace=workspace_of(request))
+        workspace = workspace_of(request)
+        await storage.delete(known_ref(ref), workspace=workspace)
 
     return router
 
@@ -229,51 +202,4 @@ def _item(blob: Blob) -> dict[str, Any]:
         "filename": blob.filename,
         "created_at": blob.created_at,
         "expires_at": blob.expires_at,
-    }
-
-
-# --- download
-
-
-class _BlobResponse(StreamingResponse):
-    """Closes the reader also when the client leaves in the middle."""
-
-    def __init__(self, reader: Reader, status: int, headers: dict[str, str]) -> None:
-        super().__init__(reader, status, headers)
-        self._reader = reader
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._reader.aclose()
-
-
-async def _answer(storage: StorageManager, blob: Blob, request: Request) -> Response:
-    method = cast(Literal["GET", "HEAD"], request.method)
-    headers = headers_of(blob)
-    status, span = select(blob.size, headers["ETag"], _conditions(request.headers), method=method)
-    if status in (304, 412):
-        return Response(status_code=status, headers=headers)
-    start, stop = span or (0, blob.size)
-    headers["Content-Length"] = str(stop - start)
-    headers["Content-Type"] = blob.mime_type
-    if status == 206:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
-    if method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    return _BlobResponse(await storage.open(blob, span), status, headers)
-
-
-def _conditions(headers: Headers) -> dict[str, str]:
-    return {name: ", ".join(headers.getlist(name)) for name in CONDITIONS if name in headers}
-
-
-def headers_of(blob: Blob) -> dict[str, str]:
-    """What every answer about an object carries. Uploaded bytes must never run in our origin."""
-    return {
-        "ETag": f'"b3-{blob.blake3}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=31536000, immutable",
-        **safe_headers(blob.mime_type, blob.filename),
     }
