@@ -276,7 +276,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         storage = await stack.enter_async_context(
             open_local(place / "blobs", place / "catalog.db", max_bytes=settings.max_object)
         )
-        await stack.enter_async_context(_beside(storage.sweep_forever()))
+        await stack.enter_async_context(_beside(storage.life.sweep_forever()))
         hub = await _open_streams(settings, secret)
         stack.push_async_callback(hub.aclose)
         await stack.enter_async_context(_beside(hub.sweep_forever()))

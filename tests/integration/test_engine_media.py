@@ -147,7 +147,7 @@ async def swept_a_month_later(home: Path) -> Swept:
     """What a sweep would remove, if everything that it finds were thirty days old."""
     later = time.time() + 30 * 86_400
     async with open_local(home / "blobs", home / "catalog.db", clock=lambda: later) as storage:
-        return await storage.sweep()
+        return await storage.life.sweep()
 
 
 async def test_no_sweep_takes_what_a_run_needs_or_gave(tmp_path: Path) -> None:

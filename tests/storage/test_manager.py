@@ -342,7 +342,7 @@ async def test_expiry(storage: StorageManager, clock: Clock) -> None:
     assert error.value.code is Code.REFERENCE_EXPIRED
     assert await storage.page("ws", limit=10) == []
     clock.now += DAY
-    assert (await storage.sweep()).blobs == 1
+    assert (await storage.life.sweep()).blobs == 1
     with pytest.raises(NotFound):
         await storage.get(blob.id, workspace="ws")
 
@@ -362,12 +362,12 @@ async def test_owners_keep_a_blob(storage: StorageManager, clock: Clock) -> None
     await storage.add_owner(blob.id, "run:1")
     await storage.release("attempt:1")
     clock.now += 2 * DAY
-    assert (await storage.sweep()).blobs == 0
+    assert (await storage.life.sweep()).blobs == 0
     await storage.release("run:1")
     clock.now += DAY - 1
-    assert (await storage.sweep()).blobs == 0
+    assert (await storage.life.sweep()).blobs == 0
     clock.now += 1
-    assert (await storage.sweep()).blobs == 1
+    assert (await storage.life.sweep()).blobs == 1
     with pytest.raises(NotFound):
         await storage.get(blob.id, workspace="ws")
     with pytest.raises(NotFound):
@@ -379,7 +379,7 @@ async def test_a_new_owner_in_the_grace_saves_it(storage: StorageManager, clock:
     await storage.release("attempt:1")
     await storage.add_owner(blob.id, "run:1")
     clock.now += 2 * DAY
-    assert (await storage.sweep()).blobs == 0
+    assert (await storage.life.sweep()).blobs == 0
     assert await read(storage, blob) == b"x"
 
 
@@ -407,12 +407,12 @@ async def test_bytes_without_a_row_go_after_the_grace(
     kept = await local.store(pieces(b"kept"), workspace="ws")
     lost = await local.store(pieces(b"lost"), workspace="ws")
     await local._catalog.forget([lost.id])
-    assert await local.sweep() == Swept(0, 0)
+    assert await local.life.sweep() == Swept(0, 0)
     path = local.local_path(lost)
     assert path is not None
     for name in (path, path.with_name(f".{path.name}.meta")):
         os.utime(name, (NOW - 2 * DAY, NOW - 2 * DAY))
-    assert await local.sweep() == Swept(0, 1)
+    assert await local.life.sweep() == Swept(0, 1)
     assert objects(tmp_path / "blobs") == [Path(kept.key).name]
 
 
@@ -420,7 +420,7 @@ async def test_the_sweep_returns_again_and_again(storage: StorageManager, clock:
     await storage.store(pieces(b"x"), workspace="ws", owner="run:1")
     await storage.release("run:1")
     clock.now += 2 * DAY
-    sweeping = asyncio.ensure_future(storage.sweep_forever(every_s=0.001))
+    sweeping = asyncio.ensure_future(storage.life.sweep_forever(every_s=0.001))
     async with asyncio.timeout(20):
         while await storage.page("ws", limit=1):
             await asyncio.sleep(0)
@@ -439,8 +439,8 @@ async def test_a_sweep_that_fails_is_not_the_last(
         swept.set()
         return Swept(0, 0)
 
-    monkeypatch.setattr(storage, "sweep", sweep)
-    sweeping = asyncio.ensure_future(storage.sweep_forever(every_s=0))
+    monkeypatch.setattr(storage.life, "sweep", sweep)
+    sweeping = asyncio.ensure_future(storage.life.sweep_forever(every_s=0))
     async with asyncio.timeout(20):
         await swept.wait()
     sweeping.cancel()
@@ -454,11 +454,11 @@ async def test_a_lost_catalogue_is_rebuilt(tmp_path: Path) -> None:
             await storage.store(pieces(b"[1]"), workspace="ws", expect=PinType.JSON, owner="run:1"),
         ]
     async with open_local(tmp_path / "blobs", tmp_path / "two.db") as storage:
-        assert await storage.rebuild() == 2
-        assert await storage.rebuild() == 0
+        assert await storage.life.rebuild() == 2
+        assert await storage.life.rebuild() == 0
         for blob in blobs:
             assert await storage.get(blob.id, workspace="ws") == blob
-        assert await storage.sweep() == Swept(0, 0)
+        assert await storage.life.sweep() == Swept(0, 0)
 
 
 async def test_lost_bytes_are_told(local: StorageManager) -> None:

@@ -6,8 +6,9 @@ A blob that an owner still names is never swept, save by its own expiry.
 """
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,90 +16,8 @@ from mentatlab.protocol.errors import Code, Conflict, Gone, NotFound
 from mentatlab.protocol.pins import PinType
 from mentatlab.sqlite import Database
 from mentatlab.storage.port import Blob
+from mentatlab.storage.schema import SCHEMA
 
-SCHEMA = [
-    """
-    CREATE TABLE blobs (
-        id TEXT PRIMARY KEY,
-        workspace TEXT NOT NULL,
-        key TEXT NOT NULL UNIQUE,
-        type TEXT NOT NULL,
-        size INTEGER NOT NULL,
-        blake3 TEXT NOT NULL,
-        sha256 TEXT NOT NULL,
-        mime_type TEXT NOT NULL,
-        metadata TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('ready', 'corrupt', 'deleting')),
-        filename TEXT NOT NULL,
-        created_at REAL NOT NULL,
-        expires_at REAL,
-        orphaned_at REAL
-    ) STRICT;
-    CREATE INDEX blobs_by_workspace ON blobs (workspace, id);
-    CREATE INDEX blobs_orphaned ON blobs (orphaned_at) WHERE orphaned_at IS NOT NULL;
-    CREATE INDEX blobs_expiring ON blobs (expires_at) WHERE expires_at IS NOT NULL;
-    CREATE TABLE blob_refs (
-        owner TEXT NOT NULL,
-        blob_id TEXT NOT NULL REFERENCES blobs (id),
-        PRIMARY KEY (owner, blob_id)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX blob_refs_by_blob ON blob_refs (blob_id);
-    """,
-    """
-    CREATE TABLE usage (
-        workspace TEXT PRIMARY KEY,
-        bytes INTEGER NOT NULL,
-        count INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    INSERT INTO usage SELECT workspace, sum(size), count(*) FROM blobs GROUP BY workspace;
-    CREATE TRIGGER blob_counted AFTER INSERT ON blobs BEGIN
-        INSERT INTO usage VALUES (new.workspace, new.size, 1)
-        ON CONFLICT DO UPDATE SET bytes = bytes + new.size, count = count + 1;
-    END;
-    CREATE TRIGGER blob_discounted AFTER DELETE ON blobs BEGIN
-        UPDATE usage SET bytes = bytes - old.size, count = count - 1
-        WHERE workspace = old.workspace;
-    END;
-    CREATE TABLE uploads (
-        id TEXT PRIMARY KEY,
-        workspace TEXT NOT NULL,
-        mode TEXT NOT NULL CHECK (mode IN ('single', 'tus', 'direct')),
-        ref TEXT NOT NULL UNIQUE,
-        key TEXT NOT NULL UNIQUE,
-        store_id TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('open', 'done')),
-        size INTEGER,
-        offset INTEGER NOT NULL,
-        reserved INTEGER NOT NULL,
-        expect TEXT,
-        claims TEXT NOT NULL,
-        filename TEXT NOT NULL,
-        ttl_s REAL,
-        created_at REAL NOT NULL,
-        expires_at REAL NOT NULL,
-        holder TEXT NOT NULL,
-        fence INTEGER NOT NULL,
-        leased_until REAL NOT NULL
-    ) STRICT;
-    CREATE INDEX uploads_by_workspace ON uploads (workspace, id);
-    CREATE INDEX uploads_expiring ON uploads (expires_at);
-    ALTER TABLE blobs ADD COLUMN verified_at REAL;
-    CREATE INDEX blobs_by_verification ON blobs (verified_at, id);
-    """,
-    # A preview, owned by `preview:<source>`, goes when its source goes, or comes too late to stay.
-    """
-    CREATE TRIGGER previews_go AFTER UPDATE OF state ON blobs WHEN new.state = 'deleting' BEGIN
-        UPDATE blobs SET state = 'deleting'
-        WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = 'preview:' || new.id);
-    END;
-    CREATE TRIGGER preview_too_late AFTER INSERT ON blob_refs
-    WHEN new.owner GLOB 'preview:*' AND NOT EXISTS (
-        SELECT 1 FROM blobs WHERE id = substr(new.owner, 9) AND state <> 'deleting'
-    ) BEGIN
-        UPDATE blobs SET state = 'deleting' WHERE id = new.blob_id;
-    END;
-    """,
-]
 _COLUMNS = (
     "id, workspace, key, type, size, blake3, sha256, mime_type, metadata, state, filename,"
     " created_at, expires_at"
@@ -109,15 +28,23 @@ _ORPHAN = """
     WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = :owner)
       AND NOT EXISTS (SELECT 1 FROM blob_refs WHERE blob_id = blobs.id AND owner <> :owner)
 """
-_DOOM = f"""
+_DOOM = """
     UPDATE blobs SET state = 'deleting'
-    WHERE id IN (
-        SELECT id FROM blobs
-        WHERE state = 'deleting' OR orphaned_at <= :before OR expires_at <= :before
-        LIMIT :limit
-    )
-    RETURNING {_COLUMNS}
+    WHERE id IN (SELECT id FROM blobs WHERE {due} <= ? AND state <> 'deleting' LIMIT ?)
 """
+
+
+def nothing(db: sqlite3.Connection) -> None:
+    """There is nothing to write beside it."""
+
+
+class Known(NamedTuple):
+    """What a comparison with the store needs of a row."""
+
+    key: str
+    id: str
+    size: int
+    state: str
 
 
 class Catalog:
@@ -133,12 +60,15 @@ class Catalog:
     async def aclose(self) -> None:
         await self._database.aclose()
 
-    async def add(self, blob: Blob, owner: str) -> None:
-        """The row together with its first owner."""
+    async def add(
+        self, blob: Blob, owner: str, *, also: Callable[[sqlite3.Connection], None] = nothing
+    ) -> None:
+        """The row together with its first owner, and what `also` writes in the same transaction."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_INSERT, _values(blob))
             db.execute("INSERT INTO blob_refs VALUES (?, ?)", (owner, blob.id))
+            also(db)
 
         await self._database.write(work)
 
@@ -196,13 +126,27 @@ class Catalog:
 
         await self._database.write(work)
 
-    async def doomed(self, *, before: float, limit: int) -> list[Blob]:
-        """Mark what has had no owner since `before`, or expired then, and return all marked."""
+    async def doom_unneeded(
+        self, *, orphaned_before: float, expired_before: float, limit: int
+    ) -> int:
+        """Mark `deleting` what has had no owner since, or expired before; at most twice `limit`."""
 
-        def work(db: sqlite3.Connection) -> list[Blob]:
-            return [_blob(r) for r in db.execute(_DOOM, {"before": before, "limit": limit})]
+        def work(db: sqlite3.Connection) -> int:
+            orphaned = db.execute(_DOOM.format(due="orphaned_at"), (orphaned_before, limit))
+            expired = db.execute(_DOOM.format(due="expires_at"), (expired_before, limit))
+            return orphaned.rowcount + expired.rowcount
 
         return await self._database.write(work)
+
+    async def doomed(self, *, after: str, limit: int) -> list[Blob]:
+        """What is marked `deleting`, in order of ids."""
+        query = f"""
+            SELECT {_COLUMNS} FROM blobs
+            WHERE state <> 'ready' AND state = 'deleting' AND id > ? ORDER BY id LIMIT ?
+        """
+        return await self._database.read(
+            lambda db: [_blob(r) for r in db.execute(query, (after, limit))]
+        )
 
     async def forget(self, blob_ids: list[str]) -> None:
         """Delete rows whose bytes are gone."""
@@ -214,17 +158,25 @@ class Catalog:
 
         await self._database.write(work)
 
-    async def mark_corrupt(self, blob_id: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE blobs SET state = 'corrupt' WHERE id = ?", (blob_id,))
+    async def mark_corrupt(self, blob_id: str) -> bool:
+        """Whether it was `ready`: what is being deleted is no damage."""
+        query = "UPDATE blobs SET state = 'corrupt' WHERE id = ? AND state = 'ready'"
+        return await self._database.write(lambda db: db.execute(query, (blob_id,)).rowcount == 1)
 
-        await self._database.write(work)
-
-    async def has_key(self, key: str) -> bool:
-        query = "SELECT 1 FROM blobs WHERE key = ?"
+    async def known(self, *, after: str, limit: int) -> list[Known]:
+        """All rows in order of keys, a page."""
+        query = "SELECT key, id, size, state FROM blobs WHERE key > ? ORDER BY key LIMIT ?"
         return await self._database.read(
-            lambda db: db.execute(query, (key,)).fetchone() is not None
+            lambda db: [Known(*r) for r in db.execute(query, (after, limit))]
         )
+
+    async def is_expected(self, key: str) -> bool:
+        """Whether a row, or an upload under way, means the object with this key."""
+        query = """
+            SELECT EXISTS (SELECT 1 FROM blobs WHERE key = :key)
+                OR EXISTS (SELECT 1 FROM uploads WHERE key = :key AND state = 'open')
+        """
+        return await self._database.read(lambda db: db.execute(query, {"key": key}).fetchone()[0])
 
 
 def _find(db: sqlite3.Connection, blob_id: str) -> Blob | None:

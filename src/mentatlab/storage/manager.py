@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mentatlab.protocol.errors import Code, Internal, Invalid, NotFound
 from mentatlab.protocol.ids import new_id
@@ -18,21 +18,16 @@ from mentatlab.protocol.pins import MEDIA_TYPES, PinType
 from mentatlab.storage import keys, sniff, sources
 from mentatlab.storage.catalog import Catalog
 from mentatlab.storage.kinds import Kind, final_kind, first_kind
+from mentatlab.storage.life import GRACE_S, Life
 from mentatlab.storage.local import LocalStore
 from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Durability, Reader
 from mentatlab.storage.probe import Prober
+from mentatlab.storage.workers import media_of
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 86_400.0
-_SWEEP_PAGE = 256
 _PLACE = ("flow_id", "execution_id", "node_id", "pin_name")
-
-
-class Swept(NamedTuple):
-    blobs: int  # rows with their bytes: ownerless or expired
-    orphans: int  # bytes without a row
 
 
 class StorageManager:
@@ -55,9 +50,11 @@ class StorageManager:
         self._catalog = catalog
         self._prober = prober
         self.max_bytes = max_bytes
-        self._grace_s = grace_s
         self._clock = clock
         self._arriving: set[str] = set()  # keys that puts under way will take
+        self.life = Life(
+            store, catalog, self._enter, arriving=self._arriving, grace_s=grace_s, clock=clock
+        )
 
     # --- in
 
@@ -213,31 +210,6 @@ class StorageManager:
         await self._catalog.doom(blob.id, ignoring=f"upload:{blob.id}")
         await self._discard(blob.id, blob.key)
 
-    async def sweep(self) -> Swept:
-        """Remove what nobody needed for the grace: rows with bytes, then bytes without a row."""
-        before = self._clock() - self._grace_s
-        return Swept(await self._sweep_rows(before), await self._sweep_orphans(before))
-
-    async def sweep_forever(self, *, every_s: float = 3600.0) -> None:
-        """Beside everything else, until cancelled. After one that fails the next one comes."""
-        while True:
-            try:
-                await self.sweep()
-            except Exception:  # a full disk above all: then sweeping is needed most
-                log.exception("a sweep of the storage failed; the next is in %g s", every_s)
-            await asyncio.sleep(every_s)
-
-    async def rebuild(self) -> int:
-        """Make rows anew for stored objects that have none; how many. For a lost catalog.db."""
-        made = 0
-        async for info in self._store.list():
-            if "ref" in info.meta and not await self._catalog.has_key(info.key):
-                ref, expect = info.meta["ref"], pin_type(info.meta["expect"])
-                kind = Kind(expect or sniff.family(info.content_type), info.content_type)
-                await self._enter(info, kind, f"upload:{ref}")
-                made += 1
-        return made
-
     async def aclose(self) -> None:
         await self._prober.aclose()
         await self._store.aclose()
@@ -277,42 +249,11 @@ class StorageManager:
     async def _probe(self, info: BlobInfo, type_: PinType) -> dict[str, Any]:
         if type_ not in MEDIA_TYPES:
             return {}
-        async with self._as_file(info) as path:
-            return await self._prober.probe(path, type_)
-
-    @contextlib.asynccontextmanager
-    async def _as_file(self, info: BlobInfo) -> AsyncGenerator[Path]:
-        path = self._store.local_path(info.key)
-        if path is not None:
-            yield path
-            return
-        with tempfile.NamedTemporaryFile() as copy:
-            async for chunk in await self._store.get(info.key):
-                await asyncio.to_thread(copy.write, chunk)
-            copy.flush()
-            yield Path(copy.name)
+        return await self._prober.probe(media_of(self._store, info.key, info.size), type_)
 
     async def _discard(self, ref: str, key: str) -> None:
         await self._store.delete(key)
         await self._catalog.forget([ref])
-
-    async def _sweep_rows(self, before: float) -> int:
-        swept = 0
-        while doomed := await self._catalog.doomed(before=before, limit=_SWEEP_PAGE):
-            for blob in doomed:
-                await self._store.delete(blob.key)
-            await self._catalog.forget([blob.id for blob in doomed])
-            swept += len(doomed)
-        return swept
-
-    async def _sweep_orphans(self, before: float) -> int:
-        swept = 0
-        async for info in self._store.list():
-            if info.modified_at < before and not await self._catalog.has_key(info.key):
-                await self._store.delete(info.key)
-                swept += 1
-        await self._store.tidy(before=before)
-        return swept
 
 
 @contextlib.asynccontextmanager

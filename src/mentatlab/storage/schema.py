@@ -1,0 +1,93 @@
+"""Tables of catalog.db; a new script at the end for every change."""
+
+SCHEMA = [
+    """
+    CREATE TABLE blobs (
+        id TEXT PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        key TEXT NOT NULL UNIQUE,
+        type TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        blake3 TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        mime_type TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('ready', 'corrupt', 'deleting')),
+        filename TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        expires_at REAL,
+        orphaned_at REAL
+    ) STRICT;
+    CREATE INDEX blobs_by_workspace ON blobs (workspace, id);
+    CREATE INDEX blobs_orphaned ON blobs (orphaned_at) WHERE orphaned_at IS NOT NULL;
+    CREATE INDEX blobs_expiring ON blobs (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE TABLE blob_refs (
+        owner TEXT NOT NULL,
+        blob_id TEXT NOT NULL REFERENCES blobs (id),
+        PRIMARY KEY (owner, blob_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX blob_refs_by_blob ON blob_refs (blob_id);
+    """,
+    """
+    CREATE TABLE usage (
+        workspace TEXT PRIMARY KEY,
+        bytes INTEGER NOT NULL,
+        count INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO usage SELECT workspace, sum(size), count(*) FROM blobs GROUP BY workspace;
+    CREATE TRIGGER blob_counted AFTER INSERT ON blobs BEGIN
+        INSERT INTO usage VALUES (new.workspace, new.size, 1)
+        ON CONFLICT DO UPDATE SET bytes = bytes + new.size, count = count + 1;
+    END;
+    CREATE TRIGGER blob_discounted AFTER DELETE ON blobs BEGIN
+        UPDATE usage SET bytes = bytes - old.size, count = count - 1
+        WHERE workspace = old.workspace;
+    END;
+    CREATE TABLE uploads (
+        id TEXT PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        mode TEXT NOT NULL CHECK (mode IN ('single', 'tus', 'direct')),
+        ref TEXT NOT NULL UNIQUE,
+        key TEXT NOT NULL UNIQUE,
+        store_id TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('open', 'done')),
+        size INTEGER,
+        offset INTEGER NOT NULL,
+        reserved INTEGER NOT NULL,
+        expect TEXT,
+        claims TEXT NOT NULL,
+        filename TEXT NOT NULL,
+        ttl_s REAL,
+        created_at REAL NOT NULL,
+        expires_at REAL NOT NULL,
+        holder TEXT NOT NULL,
+        fence INTEGER NOT NULL,
+        leased_until REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX uploads_by_workspace ON uploads (workspace, id);
+    CREATE INDEX uploads_expiring ON uploads (expires_at);
+    ALTER TABLE blobs ADD COLUMN verified_at REAL;
+    CREATE INDEX blobs_by_verification ON blobs (verified_at, id);
+    """,
+    # A preview, owned by `preview:<source>`, goes when its source goes, or comes too late to stay.
+    """
+    CREATE TRIGGER previews_go AFTER UPDATE OF state ON blobs WHEN new.state = 'deleting' BEGIN
+        UPDATE blobs SET state = 'deleting'
+        WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = 'preview:' || new.id);
+    END;
+    CREATE TRIGGER preview_too_late AFTER INSERT ON blob_refs
+    WHEN new.owner GLOB 'preview:*' AND NOT EXISTS (
+        SELECT 1 FROM blobs WHERE id = substr(new.owner, 9) AND state <> 'deleting'
+    ) BEGIN
+        UPDATE blobs SET state = 'deleting' WHERE id = new.blob_id;
+    END;
+    """,
+    # Who this catalogue is, for the store that it speaks of; and the few rows that are not ready.
+    """
+    CREATE TABLE identity (id TEXT NOT NULL) STRICT;
+    INSERT INTO identity VALUES ('cat_' || lower(hex(randomblob(13))));
+    CREATE INDEX blobs_not_ready ON blobs (state, id) WHERE state <> 'ready';
+    """,
+    # What open uploads have reserved is added up for every new one.
+    "CREATE INDEX uploads_open ON uploads (workspace, reserved) WHERE state = 'open';",
+]
