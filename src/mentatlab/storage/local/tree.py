@@ -1,0 +1,229 @@
+"""The folders of an embedded store: what is published, found, listed and removed. All blocks."""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import threading
+from pathlib import Path
+
+import msgspec
+
+from mentatlab.protocol.errors import Code, Conflict, Internal, NotFound, Unavailable
+from mentatlab.storage import beneath, keys
+from mentatlab.storage.local.disk import disk_full
+from mentatlab.storage.port import BlobInfo
+
+STAGING = ".staging"
+RECORD = ".upload"  # suffix of a resumable upload's record in the staging folder
+
+
+class Sidecar(BlobInfo, frozen=True, kw_only=True):
+    """`upload` is the id of the upload that the object came by, "" for a put."""
+
+    upload: str = ""
+
+    def info(self) -> BlobInfo:
+        return BlobInfo(**{name: getattr(self, name) for name in BlobInfo.__struct_fields__})
+
+
+class Tree:
+    """`links` serialises what changes folders."""
+
+    def __init__(self, root: Path, min_free_bytes: int) -> None:
+        self.root = root
+        self.staging = root / STAGING
+        self.writing: set[str] = set()  # names of puts under way in the staging folder
+        self._links = threading.Lock()
+        self._min_free = min_free_bytes
+
+    # --- found
+
+    def info(self, key: str) -> BlobInfo:
+        return self.sidecar(key).info()
+
+    def sidecar(self, key: str) -> Sidecar:
+        """Of an object whose bytes are there."""
+        names = keys.encode(key)
+        try:
+            with beneath.folder(self.root, names[:-1]) as folder:
+                found = _stat_file(names[-1], folder)
+            raw = self._read_sidecar(names)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(Code.REFERENCE_NOT_FOUND, f"no object {key!r}") from error
+        try:
+            sidecar = msgspec.json.decode(raw, type=Sidecar)
+        except msgspec.DecodeError as error:
+            raise Internal(Code.REFERENCE_CORRUPT, f"the sidecar of {key!r} is damaged") from error
+        return msgspec.structs.replace(sidecar, size=found.st_size, modified_at=found.st_mtime)
+
+    def exists(self, key: str) -> bool:
+        *folders, name = keys.encode(key)
+        try:
+            with beneath.folder(self.root, folders) as folder:
+                return _stat_or_none(name, folder) is not None
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def keys(self, prefix: str, after: str) -> list[str]:
+        found: list[str] = []
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            parts = Path(folder).relative_to(self.root).parts
+            found.extend(keys.decode((*parts, f)) for f in files if not f.startswith("."))
+        return sorted(key for key in found if key.startswith(prefix) and key > after)
+
+    def infos(self, wanted: list[str]) -> list[BlobInfo]:
+        infos: list[BlobInfo] = []
+        for key in wanted:
+            with contextlib.suppress(NotFound, Internal):  # deleted meanwhile, or damaged
+                infos.append(self.info(key))
+        return infos
+
+    def _read_sidecar(self, names: tuple[str, ...]) -> bytes:
+        fd = beneath.open_file(self.root, (*names[:-1], _sidecar_name(names[-1])))
+        with os.fdopen(fd, "rb") as file:
+            return file.read()
+
+    # --- changed
+
+    def publish(self, data: Path, sidecar: Path, key: str, *, sync: bool) -> None:
+        """Give both files of the staging folder their names; `Conflict(KEY_EXISTS)`.
+
+        May be repeated when it was interrupted: `data` that stands there already is well.
+        """
+        *folders, name = keys.encode(key)
+        try:
+            with contextlib.ExitStack() as opened:
+                with self._links:
+                    way = beneath.folder(self.root, folders, create=True)
+                    folder = opened.enter_context(way)
+                    if not _is_same(data, name, folder):
+                        os.replace(sidecar, _sidecar_name(name), dst_dir_fd=folder)
+                        os.link(data, name, dst_dir_fd=folder)
+                if sync:
+                    os.fsync(folder)  # others need not wait
+        except (FileExistsError, NotADirectoryError) as error:
+            raise taken(key) from error
+
+    def has_published(self, data: Path, key: str) -> bool:
+        """Whether the staged file `data` is the object already."""
+        *folders, name = keys.encode(key)
+        try:
+            with beneath.folder(self.root, folders) as folder:
+                return _is_same(data, name, folder)
+        except (FileNotFoundError, NotADirectoryError, FileExistsError):
+            return False
+
+    def remove(self, key: str) -> None:
+        *folders, name = keys.encode(key)
+        with self._links, contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with beneath.folder(self.root, folders) as folder:
+                for file in (name, _sidecar_name(name)):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(file, dir_fd=folder)
+            self._prune(folders)
+
+    def _prune(self, names: list[str]) -> None:
+        """Remove the folders that became empty."""
+        for depth in range(len(names), 0, -1):
+            try:
+                self.root.joinpath(*names[:depth]).rmdir()
+            except OSError:
+                return
+
+    # --- kept in order
+
+    def clear_staging(self) -> None:
+        """At start nobody writes: all that lies there and is no open upload is left over from a
+        killed process."""
+        if self.staging.is_symlink():
+            self.staging.unlink()
+        self.staging.mkdir(mode=0o700, exist_ok=True)
+        for litter in self._litter():
+            _remove_any(litter)
+
+    def tidy(self, before: float) -> None:
+        """Sidecars whose bytes never came, and what a put could not take away."""
+        with self._links:
+            for sidecar in self.root.rglob(".*.meta"):
+                data = sidecar.with_name(sidecar.name[1 : -len(".meta")])
+                if not data.exists() and sidecar.lstat().st_mtime < before:
+                    sidecar.unlink()
+        for litter in self._litter():
+            with contextlib.suppress(FileNotFoundError):
+                if litter.stem not in self.writing and litter.lstat().st_mtime < before:
+                    _remove_any(litter)
+
+    def _litter(self) -> list[Path]:
+        staged = list(self.staging.iterdir())
+        uploads = {path.stem for path in staged if path.suffix == RECORD}
+        return [
+            path for path in staged if path.suffix not in ("", RECORD) or path.stem not in uploads
+        ]
+
+    def sync_staging(self) -> None:
+        """The names in the staging folder are on disk."""
+        with beneath.folder(self.root, (STAGING,)) as folder:
+            os.fsync(folder)
+
+    def guard_space(self, size: int) -> None:
+        """`OutOfSpace` when `size` more bytes would leave too little."""
+        if self._min_free == 0:
+            return
+        disk = os.statvfs(self.root)
+        if disk.f_bavail * disk.f_frsize - size < self._min_free:
+            raise disk_full()
+
+    def check(self) -> None:
+        probe = self.staging / ".check"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise Unavailable(
+                Code.STORE_UNAVAILABLE,
+                f"the folder of stored bytes cannot be written: {error.strerror}",
+                hint="look at the disk of the home folder: is it mounted, writable, failing?",
+            ) from error
+
+
+def taken(key: str) -> Conflict:
+    return Conflict(Code.KEY_EXISTS, f"{key!r} exists already, or something stands in its way")
+
+
+def _sidecar_name(name: str) -> str:
+    return f".{name}.meta"
+
+
+def _remove_any(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _stat_file(name: str, folder: int) -> os.stat_result:
+    """`FileNotFoundError` for anything but a regular file."""
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", name)
+    return found
+
+
+def _stat_or_none(name: str, folder: int) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _is_same(data: Path, name: str, folder: int) -> bool:
+    """Whether `name` is `data` already; `FileExistsError` when it is something else."""
+    found = _stat_or_none(name, folder)
+    if found is None:
+        return False
+    if not os.path.samestat(found, data.lstat()):
+        raise FileExistsError(name)
+    return True
