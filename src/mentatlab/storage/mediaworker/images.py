@@ -1,0 +1,31 @@
+"""Still pictures."""
+
+import io
+import warnings
+from typing import Any, BinaryIO, Literal
+
+from PIL import Image, ImageFile
+
+MAX_PIXELS = 50_000_000
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+
+
+def open_image(file: BinaryIO) -> ImageFile.ImageFile:
+    """From its header; over 50 Mpx is an error."""
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(file, formats=_FORMATS)
+
+
+def probe(file: BinaryIO) -> dict[str, Any]:
+    """`width height codec`."""
+    with open_image(file) as image:
+        return {"width": image.width, "height": image.height, "codec": str(image.format).lower()}
+
+
+def encode(image: Image.Image, format_: Literal["webp", "png"]) -> bytes:
+    """RGB or RGBA; the metadata of the picture that it was made from is left out."""
+    made = io.BytesIO()
+    image.save(made, format_, quality=80)
+    return made.getvalue()
