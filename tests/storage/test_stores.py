@@ -21,10 +21,19 @@ from mentatlab.testing.blob_store_contract import BIG, BlobStoreContract, keys_o
 class TestLocalStore(BlobStoreContract):
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[BlobStore]:
-        store = LocalStore(tmp_path / "blobs")
+        self.root, self.others = tmp_path / "blobs", list[LocalStore]()
+        store = LocalStore(self.root)
         yield store
-        assert files(tmp_path / "blobs" / ".staging") == []
-        await store.aclose()
+        for opened in (store, *self.others):
+            await opened.aclose()
+        staged = [Path(name) for name in files(self.root / ".staging")]
+        records = {path.stem for path in staged if path.suffix == ".upload"}
+        assert {path.stem for path in staged if path.suffix != ".upload"} == records
+
+    async def reopened(self, store: BlobStore) -> BlobStore:
+        """As after a SIGKILL of the first."""
+        self.others.append(LocalStore(self.root))
+        return self.others[-1]
 
 
 class TestMemoryStore(BlobStoreContract):

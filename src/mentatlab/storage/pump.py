@@ -10,8 +10,8 @@ _PIECES = 512  # buffers in one writev; Linux takes 1024
 Write = Callable[[list[bytes]], "asyncio.Future[None]"]
 
 
-async def pump(source: AsyncIterator[bytes], write: Write) -> None:
-    """Hand all of `source` to `write`, in order, one call at a time.
+async def pump(source: AsyncIterator[bytes], write: Write) -> list[bytes]:
+    """Hand `source` to `write`, in order, one call at a time; the last batch is returned.
 
     Server messages (about 64 KiB) are joined to batches of about 4 MiB, so that a thread hop pays;
     one batch is written while the next arrives. What came before an error of the source, or before
@@ -29,11 +29,12 @@ async def pump(source: AsyncIterator[bytes], write: Write) -> None:
             if size >= BATCH or len(batch) >= _PIECES:
                 await asyncio.shield(writing)
                 writing, batch, size = write(batch), [], 0
+        await asyncio.shield(writing)
     except BaseException:
         with contextlib.suppress(Exception):
             await asyncio.shield(_finish(writing, write, batch))
         raise
-    await asyncio.shield(_finish(writing, write, batch))
+    return batch
 
 
 async def _finish(writing: "asyncio.Future[None]", write: Write, batch: list[bytes]) -> None:

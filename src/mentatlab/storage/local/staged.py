@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from mentatlab.protocol.errors import Code, Internal
 from mentatlab.storage import keys
 from mentatlab.storage.hashing import ContentHash, refuse_mismatch
 from mentatlab.storage.local import disk
@@ -66,6 +67,8 @@ class Staged:
             stop = min(self._hashed + limit, self.size)
             while self._hashed < stop:
                 piece = os.pread(self._open(), min(_STEP, stop - self._hashed), self._hashed)
+                if not piece:
+                    raise Internal(Code.REFERENCE_CORRUPT, f"bytes for {self.key!r} were lost")
                 self._hash.update(piece)
                 self._hashed += len(piece)
             return self._hashed == self.size
@@ -151,7 +154,9 @@ class StagedPut(Staged):
         self._done = False
         tree.writing.add(self.path.name)
 
-    def finish(self, content_type: str, meta: dict[str, Any]) -> BlobInfo:
+    def finish(self, last: list[bytes], content_type: str, meta: dict[str, Any]) -> BlobInfo:
+        if last:
+            self.write(last)
         info = self.publish(content_type, meta)
         self._done = True
         self.discard()

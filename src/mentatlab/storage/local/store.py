@@ -59,8 +59,8 @@ class LocalStore:
         hash_ = ContentHash(sha256=sha256, expected_sha256=expected_sha256)
         staged = StagedPut(self._tree, key, durability, hash_)
         try:
-            await pump(source, lambda batch: self._submit(staged.write, batch))
-            return await self._submit(staged.finish, content_type, meta or {})
+            last = await pump(source, lambda batch: self._submit(staged.write, batch))
+            return await self._submit(staged.finish, last, content_type, meta or {})
         except BaseException:
             await asyncio.shield(self._submit(staged.abort))
             raise
@@ -80,9 +80,9 @@ class LocalStore:
         await self._submit(self._tree.remove, key)
 
     async def list(self, prefix: str = "", after: str = "") -> AsyncIterator[BlobInfo]:
-        found = await self._submit(self._tree.keys, prefix, after)
-        for start in range(0, len(found), _PAGE):
-            for info in await self._submit(self._tree.infos, found[start : start + _PAGE]):
+        found = self._tree.keys(prefix, after)
+        while page := await self._submit(self._tree.infos, found, _PAGE):
+            for info in page:
                 yield info
 
     async def open_upload(
@@ -118,6 +118,7 @@ class LocalStore:
         await self._submit(self._tree.check)
 
     async def tidy(self, *, before: float) -> None:
+        await self._submit(self._uploads.tidy, before)
         await self._submit(self._tree.tidy, before)
 
     def local_path(self, key: str) -> Path | None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -66,19 +67,18 @@ class Tree:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def keys(self, prefix: str, after: str) -> list[str]:
-        found: list[str] = []
-        for folder, folders, files in os.walk(self.root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            parts = Path(folder).relative_to(self.root).parts
-            found.extend(keys.decode((*parts, f)) for f in files if not f.startswith("."))
-        return sorted(key for key in found if key.startswith(prefix) and key > after)
+    def keys(self, prefix: str, after: str) -> Iterator[str]:
+        """In order, of one folder after the other."""
+        return _walk(self.root, "", prefix, after)
 
-    def infos(self, wanted: list[str]) -> list[BlobInfo]:
+    def infos(self, found: Iterator[str], limit: int) -> list[BlobInfo]:
+        """Of the next keys; [] at the end."""
         infos: list[BlobInfo] = []
-        for key in wanted:
+        for key in found:
             with contextlib.suppress(NotFound, Internal):  # deleted meanwhile, or damaged
                 infos.append(self.info(key))
+            if len(infos) == limit:
+                break
         return infos
 
     def _read_sidecar(self, names: tuple[str, ...]) -> bytes:
@@ -146,14 +146,15 @@ class Tree:
 
     def tidy(self, before: float) -> None:
         """Sidecars whose bytes never came, and what a put could not take away."""
-        with self._links:
-            for sidecar in self.root.rglob(".*.meta"):
-                data = sidecar.with_name(sidecar.name[1 : -len(".meta")])
-                if not data.exists() and sidecar.lstat().st_mtime < before:
-                    sidecar.unlink()
+        for sidecar in self.root.rglob(".*.meta"):
+            data = sidecar.with_name(sidecar.name[1 : -len(".meta")])
+            if not data.exists() and _is_older(sidecar, before):
+                with self._links:  # a put publishes both under this lock
+                    if not data.exists():
+                        sidecar.unlink(missing_ok=True)
         for litter in self._litter():
-            with contextlib.suppress(FileNotFoundError):
-                if litter.stem not in self.writing and litter.lstat().st_mtime < before:
+            if litter.stem not in self.writing and _is_older(litter, before):
+                with contextlib.suppress(FileNotFoundError):
                     _remove_any(litter)
 
     def _litter(self) -> list[Path]:
@@ -202,6 +203,32 @@ def _remove_any(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _is_older(path: Path, before: float) -> bool:
+    try:
+        return path.lstat().st_mtime < before
+    except FileNotFoundError:
+        return False
+
+
+def _walk(folder: Path, base: str, prefix: str, after: str) -> Iterator[str]:
+    """Keys below `folder`, whose own key is `base`, in order; "a.b" is before "a/b"."""
+    for key, name in sorted(_entries(folder, base)):
+        if not key.endswith("/"):
+            if key.startswith(prefix) and key > after:
+                yield key
+        elif key[: len(prefix)] == prefix[: len(key)] and (key > after or after.startswith(key)):
+            yield from _walk(folder / name, key, prefix, after)
+
+
+def _entries(folder: Path, base: str) -> Iterator[tuple[str, str]]:
+    """(key, name) of what is in a folder; folders' keys end with a slash."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                slash = "/" if entry.is_dir(follow_symlinks=False) else ""
+                yield base + keys.decode((entry.name,)) + slash, entry.name
 
 
 def _stat_file(name: str, folder: int) -> os.stat_result:

@@ -7,6 +7,7 @@ An upload's id is `<name>:<key>`. When it is complete nothing of it remains in t
 the object's sidecar names the upload it came by, so that `complete` can be repeated for ever.
 """
 
+import asyncio
 import os
 import threading
 import uuid
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Internal, NotFound
+from mentatlab.protocol.errors import Code, Internal, Invalid, NotFound
 from mentatlab.storage.hashing import ContentHash
 from mentatlab.storage.local import disk
 from mentatlab.storage.local.staged import Staged
@@ -57,20 +58,26 @@ class StagedUpload(Staged):
     # --- begun and found again
 
     def create(self) -> None:
-        """Both files, durably."""
+        """Both files, durably; the bytes' first, so that none lacks them."""
         with self.lock:
-            self._open()
-            content = _offset_line(0) + msgspec.json.encode(self._record)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._write_record(content, flags)
-            if self.durability != "none":
-                self.tree.sync_staging()
+            self.tree.writing.add(self.path.name)
+            try:
+                self._open()
+                draft = self.path.with_suffix(".draft")
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._record_in(draft, flags, _offset_line(0) + msgspec.json.encode(self._record))
+                draft.rename(self._record_path)
+                if self.durability != "none":
+                    self.tree.sync_staging()
+            finally:
+                self.tree.writing.discard(self.path.name)
 
     def recover(self, durable: int) -> None:
         """After another process: what lies behind its durable offset is not to be trusted."""
         with self.lock:
             fd = self._open()
             if os.fstat(fd).st_size < durable:
+                self.discard()
                 raise Internal(
                     Code.REFERENCE_CORRUPT,
                     f"of the upload to {self.key!r} bytes are lost that were on disk",
@@ -91,7 +98,9 @@ class StagedUpload(Staged):
         with self.lock:
             if self.info is None and self._durable != self.size:
                 self.sync()
-                self._write_record(_offset_line(self.size), os.O_WRONLY | os.O_CLOEXEC)
+                self._record_in(
+                    self._record_path, os.O_WRONLY | os.O_CLOEXEC, _offset_line(self.size)
+                )
                 self._durable = self.size
             return self.size
 
@@ -131,11 +140,16 @@ class StagedUpload(Staged):
     def discard(self) -> None:
         """The record goes first: without it the rest is litter, which is cleared."""
         with self.lock:
-            self.path.with_suffix(RECORD).unlink(missing_ok=True)
+            self._record_path.unlink(missing_ok=True)
+            self.path.with_suffix(".draft").unlink(missing_ok=True)
             super().discard()
 
-    def _write_record(self, content: bytes, flags: int) -> None:
-        fd = os.open(self.path.with_suffix(RECORD), flags, 0o600)
+    @property
+    def _record_path(self) -> Path:
+        return self.path.with_suffix(RECORD)
+
+    def _record_in(self, path: Path, flags: int, content: bytes) -> None:
+        fd = os.open(path, flags, 0o600)
         try:
             disk.overwrite(fd, content)
             if self.durability != "none":
@@ -204,6 +218,17 @@ class Uploads:
                 found.append(StaleUpload(f"{path.stem}:{record.key}", record.key, changed))
         return found
 
+    def tidy(self, before: float) -> None:
+        """Records that cannot be read: no process wrote one so."""
+        for path in self._tree.staging.glob(f"*{RECORD}"):
+            try:
+                _read(path)
+            except FileNotFoundError:
+                continue  # it ended meanwhile
+            except NotFound:
+                if path.stat().st_mtime < before:
+                    path.unlink()
+
     def _recovered(self, upload_id: str) -> StagedUpload | None:
         name, _, key = upload_id.partition(":")
         path = self._tree.staging / f"{name}{RECORD}"
@@ -220,7 +245,7 @@ class Uploads:
         _, _, key = upload_id.partition(":")
         try:
             sidecar = self._tree.sidecar(key)
-        except NotFound:
+        except (NotFound, Invalid):
             raise unknown_upload(upload_id) from None
         if sidecar.upload != upload_id:
             raise unknown_upload(upload_id)
@@ -243,7 +268,9 @@ class LocalUpload(Unsigned):
 
     async def write(self, source: AsyncIterator[bytes]) -> int:
         try:
-            await pump(source, lambda batch: self._submit(self._staged.write, batch))
+            last = await pump(source, lambda batch: self._submit(self._staged.write, batch))
+            if last:
+                await asyncio.shield(self._submit(self._staged.write, last))
         finally:
             self.offset = self._staged.size
         return self.offset
@@ -274,7 +301,7 @@ def _offset_line(offset: int) -> bytes:
 
 
 def _read(path: Path) -> tuple[int, _Record]:
-    """The durable offset and the rest; `NotFound` when its creation was interrupted."""
+    """The durable offset and the rest; `NotFound` when it is damaged."""
     line, _, record = path.read_bytes().partition(b"\n")
     try:
         return int(line), msgspec.json.decode(record, type=_Record)
