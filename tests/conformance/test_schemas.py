@@ -127,6 +127,7 @@ METADATA = fields(
     streaming=BOOLEANS,
     byReference=BOOLEANS,
     items=TYPES,
+    ttl=st.sampled_from(["ephemeral", "execution", "pinned", "forever", 3600]),
 )
 PIN = fields(
     name=NAMES,

@@ -143,9 +143,9 @@ async def test_frames_stream_by_reference_into_a_map(tmp_path: Path) -> None:
         assert values == [len(png())] * 3
 
 
-async def swept_a_month_later(home: Path) -> Swept:
-    """What a sweep would remove, if everything that it finds were thirty days old."""
-    later = time.time() + 30 * 86_400
+async def swept_later(home: Path, *, days: int) -> Swept:
+    """What a sweep would remove, if everything that it finds were so old."""
+    later = time.time() + days * 86_400
     async with open_local(home / "blobs", home / "catalog.db", clock=lambda: later) as storage:
         return await storage.life.sweep()
 
@@ -180,13 +180,13 @@ async def test_no_sweep_takes_what_a_run_needs_or_gave(tmp_path: Path) -> None:
         run = await house.engine.submit(document, {"file": reference})
         await house.storage.release(f"upload:{ref_id_of(reference)}")  # only the run needs it now
         async with asyncio.timeout(30):
-            while not ran.exists():
+            while not ran.exists() or await state_of(house, run.id, "split") != "succeeded":
                 await asyncio.sleep(0.01)
-        assert await swept_a_month_later(home) == Swept(0, 0)
+        assert await swept_later(home, days=6) == Swept(0, 0)
         go.touch()
         done = await house.engine.wait(run.id)
         assert done.state == "succeeded", done.error
-        assert await swept_a_month_later(home) == Swept(0, 0)
+        assert await swept_later(home, days=6) == Swept(0, 0)
         frames = next(s for s in done.streams if s.pin_name == "frames")
         async with house.hub.subscribe(frames.stream_id) as records:
             found = [r.payload["ref"] async for r in records if r.type is RecordType.DATA]
@@ -194,6 +194,12 @@ async def test_no_sweep_takes_what_a_run_needs_or_gave(tmp_path: Path) -> None:
         for ref in (reference, *found):
             blob = await house.storage.get(ref, workspace="default")
             assert b"".join([b async for b in await house.storage.open(blob)]) == png()
+    assert await swept_later(home, days=8) == Swept(4, 0)  # what the run made, by its own expiry
+
+
+async def state_of(house: House, run_id: str, node: str) -> str:
+    run = await house.engine.get(run_id, workspace="default")
+    return next(n.state for n in run.nodes if n.id == node)
 
 
 async def test_a_full_blob_store_fails_the_node_with_its_code(tmp_path: Path) -> None:

@@ -237,6 +237,35 @@ async def test_create_and_validate_reference(
         await edges.validate_reference(reference.to_dict(), workspace="other")
 
 
+@pytest.mark.parametrize(
+    ("ttl", "kept_s"),
+    [("ephemeral", 3600), ("execution", 7 * 86_400), (None, 7 * 86_400), ("pinned", None)],
+)
+@pytest.mark.parametrize("data", [png(), {"base64": base64.b64encode(png()).decode()}])
+async def test_the_pin_says_how_long_its_values_are_kept(
+    edges: MultimodalEdgeProcessor,
+    storage: StorageManager,
+    ttl: str | None,
+    kept_s: float | None,
+    data: Any,
+) -> None:
+    reference = await made(edges, data, metadata={"ttl": ttl})
+    blob = await storage.get(reference, workspace="w")
+    until = None if blob.expires_at is None else blob.expires_at - blob.created_at
+    assert until == kept_s
+
+
+async def test_large_values_and_files_are_kept_as_long(
+    edges: MultimodalEdgeProcessor, storage: StorageManager, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    file = await made(edges, {"path": "a.png"}, below=tmp_path, metadata={"ttl": "ephemeral"})
+    value = await made(edges, ["x" * 40_000], type_="json", metadata={"ttl": "ephemeral"})
+    for reference in (file, value):
+        blob = await storage.get(reference, workspace="w")
+        assert blob.expires_at == blob.created_at + 3600
+
+
 async def test_an_expired_reference_is_gone() -> None:
     now = [1000.0]
     async with open_memory(clock=lambda: now[0]) as storage:

@@ -32,6 +32,7 @@ from mentatlab.protocol.pins import (
     MEDIA_TYPES,
     Pin,
     PinMetadata,
+    TtlClass,
     PinType,
     mime_patterns,
     parse_size,
@@ -139,6 +140,7 @@ class Metadata(Model):
     streaming: bool | None = None
     by_reference: bool | None = Field(default=None, alias="byReference")
     items: ItemType | None = None
+    ttl: TtlClass | None = None
 
     def to_protocol(self) -> PinMetadata:
         return msgspec.convert(self.document(), PinMetadata)

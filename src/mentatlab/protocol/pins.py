@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,6 +32,16 @@ BY_REFERENCE = MEDIA_TYPES | {PinType.BINARY}
 """Types whose values travel as media references, never as bytes."""
 
 
+TtlClass = Literal["ephemeral", "execution", "pinned"]
+"""How long stored bytes are kept at most, whoever needs them."""
+TTL_S: Mapping[TtlClass, float | None] = {
+    "ephemeral": 3600.0,
+    "execution": 7 * 86_400.0,
+    "pinned": None,
+}
+"""In seconds from when they were stored; None = until nobody needs them."""
+
+
 class PinMetadata(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
     mime_type: str | None = None  # one, a comma list, or "image/*"
     encoding: str | None = None
@@ -46,6 +56,7 @@ class PinMetadata(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel
     streaming: bool | None = None
     by_reference: bool | None = None
     items: PinType | None = None  # type of one element of a stream
+    ttl: TtlClass | None = None  # of what comes out; None = execution
 
     @property
     def longest(self) -> float | None:

@@ -17,7 +17,7 @@ import msgspec
 
 from mentatlab.protocol.errors import Code, Invalid, TooLarge
 from mentatlab.protocol.media import MediaReference, is_ref_id, is_reference
-from mentatlab.protocol.pins import BY_REFERENCE, Pin, PinType, parse_size, violations
+from mentatlab.protocol.pins import BY_REFERENCE, TTL_S, Pin, PinType, parse_size, violations
 from mentatlab.protocol.values import fits, is_object
 from mentatlab.storage.keys import extension, generate_key
 from mentatlab.storage.port import Blob, Storage
@@ -165,6 +165,7 @@ class MultimodalEdgeProcessor:
             key=_key(edge, "json"),
             expect=kind,
             declared_mime="application/json",
+            ttl_s=_ttl_s(edge.pin),
         )
         reference = blob.reference().to_dict()
         return {**reference, "type": str(kind)}
@@ -181,6 +182,7 @@ class MultimodalEdgeProcessor:
             expect=edge.pin.item_type,
             declared_mime=mime,
             metadata=_metadata(described or {}),
+            ttl_s=_ttl_s(edge.pin),
         )
 
     async def _store_file(self, edge: Edge, path: str, described: Mapping[str, Any]) -> Blob:
@@ -201,6 +203,7 @@ class MultimodalEdgeProcessor:
             expect=edge.pin.item_type,
             declared_mime=mime,
             metadata=_metadata(described),
+            ttl_s=_ttl_s(edge.pin),
         )
 
     # -- consumer's side
@@ -313,6 +316,10 @@ def _mime(pin: Pin, described: Mapping[str, Any]) -> str | None:
         case _:
             mime = pin.metadata.mime_type
             return mime if mime and "," not in mime and "*" not in mime else None
+
+
+def _ttl_s(pin: Pin) -> float | None:
+    return TTL_S[pin.metadata.ttl or "execution"]
 
 
 def _key(edge: Edge, ext: str) -> str:

@@ -158,6 +158,7 @@ class StorageManager:
         declared_mime: str | None = None,
         metadata: dict[str, Any] | None = None,
         durability: Durability = "full",
+        ttl_s: float | None = None,
     ) -> Blob:
         fd = await asyncio.to_thread(sources.open_output, path, below)
         with os.fdopen(fd, "rb", buffering=0) as file:
@@ -171,6 +172,7 @@ class StorageManager:
                 filename=path.name,
                 metadata=metadata,
                 durability=durability,
+                ttl_s=ttl_s,
             )
 
     # --- out

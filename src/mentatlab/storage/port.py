@@ -299,6 +299,7 @@ class Storage(Protocol):
         declared_mime: str | None = None,
         metadata: dict[str, Any] | None = None,
         durability: Durability = "full",
+        ttl_s: float | None = None,
     ) -> Blob:
         """As `store`, from a regular file below `below`, link count 1, opened without following
         links and hashed from the same descriptor; `Invalid(OUTPUT_FILE_INVALID)` otherwise."""
