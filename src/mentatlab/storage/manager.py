@@ -23,6 +23,7 @@ from mentatlab.storage.local import LocalStore
 from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Durability, Reader
 from mentatlab.storage.probe import Prober
+from mentatlab.storage.serving import Serving
 from mentatlab.storage.workers import media_of
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class StorageManager:
         self.max_bytes = max_bytes
         self._clock = clock
         self._arriving: set[str] = set()  # keys that puts under way will take
+        self.serving = Serving(store)
         self.life = Life(
             store, catalog, self._enter, arriving=self._arriving, grace_s=grace_s, clock=clock
         )
