@@ -34,6 +34,10 @@ _DOOM = """
 """
 
 
+Write = Callable[[sqlite3.Connection], None]
+"""What is written beside a row, in its transaction."""
+
+
 def nothing(db: sqlite3.Connection) -> None:
     """There is nothing to write beside it."""
 
@@ -53,6 +57,11 @@ class Catalog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def database(self) -> Database:
+        """For the rows of others beside these."""
+        return self._database
+
     @classmethod
     async def open(cls, path: Path) -> "Catalog":
         return cls(await Database(path, SCHEMA).open())
@@ -60,9 +69,7 @@ class Catalog:
     async def aclose(self) -> None:
         await self._database.aclose()
 
-    async def add(
-        self, blob: Blob, owner: str, *, also: Callable[[sqlite3.Connection], None] = nothing
-    ) -> None:
+    async def add(self, blob: Blob, owner: str, *, also: Write = nothing) -> None:
         """The row together with its first owner, and what `also` writes in the same transaction."""
 
         def work(db: sqlite3.Connection) -> None:

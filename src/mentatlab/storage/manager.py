@@ -16,7 +16,7 @@ from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.pins import MEDIA_TYPES, PinType
 from mentatlab.storage import keys, sniff, sources
-from mentatlab.storage.catalog import Catalog
+from mentatlab.storage.catalog import Catalog, Write, nothing
 from mentatlab.storage.kinds import Kind, final_kind, first_kind
 from mentatlab.storage.life import GRACE_S, Life
 from mentatlab.storage.local import LocalStore
@@ -24,6 +24,8 @@ from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Durability, Reader
 from mentatlab.storage.probe import Prober
 from mentatlab.storage.serving import Serving
+from mentatlab.storage.upload_rows import NO_QUOTA, Quota, UploadRows
+from mentatlab.storage.uploads import Uploads
 from mentatlab.storage.workers import media_of
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class StorageManager:
         max_bytes: int | None = None,
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.time,
+        quota: Quota = NO_QUOTA,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -57,6 +60,8 @@ class StorageManager:
         self.life = Life(
             store, catalog, self._enter, arriving=self._arriving, grace_s=grace_s, clock=clock
         )
+        rows = UploadRows(catalog.database, quota)
+        self.uploads = Uploads(store, rows, self, self._enter, max_bytes=max_bytes, clock=clock)
 
     # --- in
 
@@ -242,12 +247,14 @@ class StorageManager:
             return key in self._arriving
         return True
 
-    async def _enter(self, info: BlobInfo, kind: Kind, owner: str) -> Blob:
+    async def _enter(
+        self, info: BlobInfo, kind: Kind, owner: str, *, also: Write = nothing
+    ) -> Blob:
         """Probe stored bytes and write their row together with the owner's."""
         found = await self._probe(info, kind.type)
         expect = pin_type(info.meta["expect"])
         blob = _blob(info, final_kind(kind, expect, found), found)
-        await self._catalog.add(blob, owner)
+        await self._catalog.add(blob, owner, also=also)
         return blob
 
     async def _probe(self, info: BlobInfo, type_: PinType) -> dict[str, Any]:

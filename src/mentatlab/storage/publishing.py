@@ -1,0 +1,113 @@
+"""The end of an upload: published by the store, judged, probed, entered."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+from blake3 import blake3
+
+from mentatlab.protocol.errors import Code, Invalid, UnsupportedMedia
+from mentatlab.storage import sniff
+from mentatlab.storage.catalog import Write
+from mentatlab.storage.kinds import Kind, first_kind
+from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Upload
+from mentatlab.storage.upload_rows import UploadRow, done
+
+
+class Enter(Protocol):
+    """Probes stored bytes and writes their row together with the owner's and with `also`."""
+
+    async def __call__(self, info: BlobInfo, kind: Kind, owner: str, *, also: Write) -> Blob: ...
+
+
+class Publishing:
+    """Every step may be done again after a crash; the blob's row and the upload's are written in
+    one transaction. `keep_s`: how long the answer can be asked for."""
+
+    def __init__(
+        self, store: BlobStore, enter: Enter, clock: Callable[[], float], *, keep_s: float
+    ) -> None:
+        self._store, self._enter, self._clock, self._keep_s = store, enter, clock, keep_s
+
+    async def __call__(self, row: UploadRow, upload: Upload) -> UploadRow:
+        """The row as it is when the upload is done. `Invalid(DIGEST_MISMATCH)`, errors of type."""
+        claims = row.claims
+        info = await upload.complete(
+            sha256=bool(claims.sha256), expected_sha256=claims.sha256 or None
+        )
+        info = await self._identified(info, claims.blake3)
+        try:
+            kind = await self._kind(row, info)
+            return await self._make_done(row, upload.id, info, kind)
+        except (UnsupportedMedia, Invalid):
+            await self._store.delete(info.key)
+            raise
+
+    async def _make_done(
+        self, row: UploadRow, upload_id: str, info: BlobInfo, kind: Kind
+    ) -> UploadRow:
+        now = self._clock()
+        _check_blake3(info.blake3, row.claims.blake3)
+        finished = msgspec.structs.replace(
+            row,
+            state="done",
+            size=info.size,
+            offset=info.size,
+            key=info.key,
+            store_id=upload_id,
+            reserved=0,
+            expires_at=now + self._keep_s,
+        )
+        told = msgspec.structs.replace(info, meta=meta_of(row, now))
+        owner = row.claims.owner or f"upload:{row.ref}"
+        await self._enter(told, kind, owner, also=done(finished))
+        return finished
+
+    async def _identified(self, info: BlobInfo, claimed: str) -> BlobInfo:
+        """A direct upload's blake3 is the client's word, which the scrub checks, or read back."""
+        if info.blake3:
+            return info
+        return msgspec.structs.replace(info, blake3=claimed or await self._hash(info.key))
+
+    async def _hash(self, key: str) -> str:
+        hash_, reader = blake3(), await self._store.get(key)
+        async with contextlib.aclosing(reader):
+            async for chunk in reader:
+                await asyncio.to_thread(hash_.update, chunk)
+        return hash_.hexdigest()
+
+    async def _kind(self, row: UploadRow, info: BlobInfo) -> Kind:
+        if row.claims.mime:
+            return Kind(row.expect or sniff.family(row.claims.mime), row.claims.mime)
+        if row.mode != "direct":
+            return first_kind(row.claims.head, row.expect)
+        reader = await self._store.get(info.key, range_=ByteRange(0, sniff.HEAD))
+        async with contextlib.aclosing(reader):
+            return first_kind(b"".join([chunk async for chunk in reader]), row.expect)
+
+
+def _check_blake3(found: str, claimed: str) -> None:
+    if claimed and found != claimed.lower():
+        raise Invalid(
+            Code.DIGEST_MISMATCH,
+            f"the bytes have blake3 {found}, announced was {claimed}",
+            hint="the upload was damaged on its way; send it again",
+        )
+
+
+def meta_of(row: UploadRow, now: float) -> dict[str, Any]:
+    """What the store keeps beside the bytes, and the blob's row is made of."""
+    claims = dict(row.claims.metadata)
+    if row.claims.declared_mime:
+        claims["declaredMimeType"] = row.claims.declared_mime
+    return {
+        "ref": row.ref,
+        "workspace": row.workspace,
+        "expect": row.expect,
+        "filename": row.filename,
+        "claims": claims,
+        "created_at": now,
+        "expires_at": None if row.ttl_s is None else now + row.ttl_s,
+    }
