@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from tests.support.watching import peak, peak_from_now
+
 from benchmarks.table import percentile
 
 MIB = 1 << 20
@@ -63,12 +65,12 @@ def measured(
     """`work` moves `size` bytes through the server `pid`, which is pinged at `url` meanwhile."""
     with contextlib.ExitStack() as stack:
         pings = stack.enter_context(pinging(url)) if url else list[float]()
-        before = _peak_from_now(pid)
+        before = peak_from_now(pid)
         server, own, begun = cpu_s(pid), time.process_time(), time.perf_counter()
         work()
         wall_s = time.perf_counter() - begun
         server_s, generator_s = cpu_s(pid) - server, time.process_time() - own
-        growth = _field(pid, "VmHWM") - before
+        growth = peak(pid) - before
     return Transfer(size, wall_s, server_s, generator_s, growth, pings)
 
 
@@ -92,15 +94,3 @@ def cpu_s(pid: int) -> float:
     """User and system time of all its threads so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _peak_from_now(pid: int) -> int:
-    """Resident bytes; the process's peak is counted anew from here."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return _field(pid, "VmRSS")
-
-
-def _field(pid: int, name: str) -> int:
-    """Bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition(f"{name}:")[2].split()[0]) * 1024
