@@ -20,6 +20,7 @@ class Object:
 
     def __init__(self, data: bytes, etag: str = '"b3-x"') -> None:
         self.data, self.etag = data, etag
+        self.missing = False
         self.asked: list[Asked] = []
         self.answers: Callable[[Handler, Asked, int], bool] = lambda *_: False
         self.count = itertools.count(1)
@@ -37,7 +38,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.object.lock:
             self.object.asked.append(asked)
             number = next(self.object.count)
-        if not self.object.answers(self, asked, number):
+        if self.object.missing:
+            self.answer(404, b'{"code": "REFERENCE_NOT_FOUND"}')
+        elif not self.object.answers(self, asked, number):
             self.answer_part(asked.start, asked.stop)
 
     def answer_part(

@@ -17,9 +17,7 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
-    Generator,
     Mapping,
     Sequence,
 )
@@ -30,11 +28,11 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, RateLimited, Unavailable
+from mentatlab.protocol.errors import Code, MentatError, RateLimited, Unavailable
 from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.records import Producer, RecordType, StreamChunk
-from mentatlab.sdk.answers import error_of
 from mentatlab.sdk.backoff import Backoff
+from mentatlab.sdk.downloading import Downloader
 from mentatlab.sdk.following import (
     Element,
     Following,
@@ -43,21 +41,20 @@ from mentatlab.sdk.following import (
     StreamFailed,
     TruncatedStream,
 )
+from mentatlab.sdk.server import CutOff, Server
 from mentatlab.sdk.streaming import StreamConnection
 from mentatlab.sdk.streaming.connection import GIVE_UP_S, Renew
+from mentatlab.sdk.upload_plan import Progress, Tally
+from mentatlab.sdk.upload_sources import source_of
+from mentatlab.sdk.uploading import Uploader
 
 if TYPE_CHECKING:
     import httpx2
 
 __all__ = ["AsyncClient", "Element", "Gap", "Reset", "StreamFailed", "TruncatedStream"]
 
-BLOCK = 1 << 20
-_TIMEOUT_S = 30.0
 _SILENCE_S = 45.0  # three missed marks
 _CONTROL = ("message", "hello", "mark", "gap")  # no progress
-
-Progress = Callable[[int, int | None], None]
-"""Bytes sent so far, and in all (None when unknown)."""
 
 Answer = dict[str, Any]
 
@@ -84,18 +81,8 @@ class AsyncClient:
         give_up_s: float = 60.0,
         transport: "httpx2.AsyncBaseTransport | None" = None,
     ) -> None:
-        import httpx2  # 100 ms that agents never need
-
-        self._failures = httpx2.TransportError
-        self._source = httpx2.EventSource
-        self._base_url, self._key = base_url.rstrip("/"), key
+        self._server = Server(base_url, key, transport)
         self._give_up_s = give_up_s
-        self._http = httpx2.AsyncClient(
-            base_url=self._base_url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(_TIMEOUT_S),
-            transport=transport,
-        )
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -109,7 +96,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._server.aclose()
 
     # ------------------------------------------------------------------ server, agents, keys
 
@@ -226,45 +213,78 @@ class AsyncClient:
         filename: str | None = None,
         mime_type: str | None = None,
         type_: Literal["audio", "image", "video", "binary"] | None = None,
+        ttl: Literal["ephemeral", "execution", "pinned"] | None = None,
         progress: Progress | None = None,
+        resume: str | None = None,
+        started: Callable[[str], None] | None = None,
+        parallel: int = 4,
     ) -> Answer:
-        """Store bytes or a file, streamed; `{"ref", "metadata", "reference"}`.
+        """Store bytes or a file; `{"ref", "metadata", "reference"}`.
 
-        `type_` is the pin's type, when it must be of that family.
+        `type_` is the pin's type, when it must be of that family; `ttl` a class of life time.
+        Up to 4 MiB go in one request. More is sent as the server wants it, straight to its store
+        in `parallel` parts for instance, and goes on after cuts where it stood; `Unavailable` after
+        `give_up_s` without progress. `started` is told the upload's id, and a later call, also of
+        another process, goes on with it: `resume`, with the same file.
+        `progress`: never less than before, all of it only when it is stored.
         """
-        size = await asyncio.to_thread(_size, source)
+        found = await asyncio.to_thread(source_of, source)
         name = filename or (source.name if isinstance(source, Path) else None)
-        headers = {"Content-Type": mime_type or "application/octet-stream"}
-        if size is not None:
-            headers["Content-Length"] = str(size)
-        return await self._call(
-            "POST",
-            "/api/v1/storage/upload",
-            params=_given({"filename": name, "type": type_}),
-            headers=headers,
-            content=_blocks(source, size, progress),
-            timeout=None,
+        asked = {"filename": name, "type": type_, "mimeType": mime_type, "ttl": ttl}
+        tally = Tally(found.size, progress)
+        if resume is None and ttl is None and (small := await found.small()) is not None:
+            with contextlib.suppress(CutOff):
+                return await self._upload_small(small, asked, tally)
+        uploader = Uploader(
+            self._server, found, backoff=self._backoff(), tally=tally, parallel=parallel
         )
+        upload = await (uploader.resume(resume) if resume else uploader.begin(asked))
+        if started is not None:
+            started(upload.upload_id)
+        return await uploader.run(upload)
+
+    async def _upload_small(self, data: bytes, asked: Answer, tally: Tally) -> Answer:
+        """`CutOff` when the line was cut: nobody knows what has arrived."""
+        headers = {"Content-Type": asked["mimeType"] or "application/octet-stream"}
+        query = _given({"filename": asked["filename"], "type": asked["type"]})
+        path = f"/api/v1/storage/upload?{urlencode(query)}"
+        answer = await self._call("POST", path, headers=headers, content=data, timeout=None)
+        tally.done(len(data))
+        return answer
 
     async def download(self, ref: object) -> AsyncGenerator[bytes]:
-        """The bytes of a medium; `ref` is an id, a `mentat://` URL or a reference."""
-        with self._reaching():
-            async with self._http.stream("GET", _blob_path(ref), follow_redirects=True) as answer:
-                await self._check(answer)
-                async for block in answer.aiter_bytes(BLOCK):
-                    yield block
+        """The bytes of a medium; `ref` is an id, a `mentat://` URL or a reference.
 
-    async def download_to(self, ref: object, destination: Path) -> Path:
-        """Into a file, which appears when it is whole."""
-        part = destination.with_name(destination.name + ".part")
+        Goes on after cuts, and through the server where its store or its CDN cannot be reached.
+        """
+        downloader = Downloader(self._server, _blob_path(ref), backoff=self._backoff())
+        async with contextlib.aclosing(downloader.stream()) as blocks:
+            async for block in blocks:
+                yield block
+
+    async def download_to(
+        self,
+        ref: object,
+        destination: Path,
+        *,
+        progress: Progress | None = None,
+        parallel: int = 4,
+    ) -> Path:
+        """Into a file, which appears when it is whole, verified by its hash (with the package
+        blake3).
+
+        What came of it before an error lies beside, as `….part`; a later call goes on behind that.
+        """
+        name = ref_id_of(ref)
+        part = destination.with_name(f"{destination.name}.{name}.part")
+        downloader = Downloader(self._server, _blob_path(ref), backoff=self._backoff())
         try:
-            with await asyncio.to_thread(part.open, "wb") as file:
-                async for block in self.download(ref):
-                    await asyncio.to_thread(file.write, block)
-            return await asyncio.to_thread(part.replace, destination)
-        except BaseException:
-            part.unlink(missing_ok=True)
+            await downloader.into(part, parallel=parallel, progress=progress, name=name)
+        except MentatError as error:
+            if not error.retryable:
+                await asyncio.to_thread(part.unlink, missing_ok=True)
             raise
+        return await asyncio.to_thread(part.replace, destination)
 
     async def blobs(self, *, limit: int = 50, before: str | None = None) -> Answer:
         """`{"items": […], "next": …}`, newest first."""
@@ -352,7 +372,9 @@ class AsyncClient:
         `renew`: when this client's key is a token, gives the next one before it ends.
         `give_up_s`: how long it may be impossible to reach the server before that is an error.
         """
-        return StreamConnection(self._base_url, self._key, renew=renew, give_up_s=give_up_s)
+        return StreamConnection(
+            self._server.base_url, self._server.key, renew=renew, give_up_s=give_up_s
+        )
 
     async def stream_info(self, stream_id: str) -> Answer:
         """`head`, `cursor`, `state`, … of a stream; of a run also its `streams`."""
@@ -361,10 +383,9 @@ class AsyncClient:
     async def record_bytes(self, stream_id: str, sequence: int) -> bytes:
         """The payload of a binary record; of another one its JSON."""
         path = f"/api/v1/streams/{_part(stream_id)}/records/{sequence}"
-        with self._reaching():
-            answer = await self._http.get(path)
-        await self._check(answer)
-        return answer.content
+        async with self._server.ask("GET", path) as answer:
+            await self._server.check(answer)
+            return await answer.aread()
 
     async def cancel_stream(self, stream_id: str) -> Answer:
         """End it for everybody, as cancelled; what has ended stays as it is."""
@@ -384,27 +405,7 @@ class AsyncClient:
     # ------------------------------------------------------------------ how it is done
 
     async def _call(self, method: str, path: str, **more: Any) -> Any:
-        with self._reaching():
-            answer = await self._http.request(method, path, **more)
-        await self._check(answer)
-        return msgspec.json.decode(answer.content) if answer.content else None
-
-    @contextlib.contextmanager
-    def _reaching(self) -> Generator[None]:
-        try:
-            yield
-        except self._failures as error:
-            raise Unavailable(
-                Code.SERVER_UNREACHABLE,
-                f"{self._base_url} does not answer: {error or type(error).__name__}",
-                hint="is `mentatlab up` running there?",
-            ) from error
-
-    @staticmethod
-    async def _check(answer: "httpx2.Response") -> None:
-        if answer.status_code >= 400:
-            body = await answer.aread()
-            raise error_of(answer.status_code, body, retry_after=answer.headers.get("Retry-After"))
+        return await self._server.call(method, path, **more)
 
     async def _follow(self, path: str) -> AsyncGenerator[_Event]:
         """Events of an SSE address until the server says 204; resumed by the last id."""
@@ -412,7 +413,7 @@ class AsyncClient:
         while True:
             ending = Unavailable(
                 Code.SERVER_UNREACHABLE,
-                f"{self._base_url} ends the answer again and again before its end",
+                f"{self._server.base_url} ends the answer again and again before its end",
                 hint="look at what stands between, a proxy for instance; then try again",
             )
             try:
@@ -436,15 +437,12 @@ class AsyncClient:
 
     async def _connect(self, path: str, last_id: str) -> AsyncGenerator[_Event]:
         headers = {"Last-Event-ID": last_id} if last_id else {}
-        with self._reaching():
-            async with self._http.stream(
-                "GET", path, headers=headers, timeout=_SILENCE_S
-            ) as answer:
-                await self._check(answer)
-                if answer.status_code == 204:
-                    raise _OverError
-                async for event in self._source(answer):
-                    yield _Event(event.event, event.id, event.data)
+        async with self._server.ask("GET", path, headers=headers, timeout=_SILENCE_S) as answer:
+            await self._server.check(answer)
+            if answer.status_code == 204:
+                raise _OverError
+            async for event in self._server.event_source(answer):
+                yield _Event(event.event, event.id, event.data)
 
 
 class _OverError(Exception):
@@ -465,38 +463,3 @@ def _blob_path(ref: object) -> str:
 
 def _given(query: Answer) -> Answer:
     return {name: value for name, value in query.items() if value is not None}
-
-
-def _size(source: object) -> int | None:
-    match source:
-        case Path():
-            return source.stat().st_size
-        case bytes():
-            return len(source)
-        case _:
-            return None
-
-
-async def _blocks(
-    source: Path | bytes | AsyncIterable[bytes], size: int | None, progress: Progress | None
-) -> AsyncIterator[bytes]:
-    sent = 0
-    async for block in _read(source):
-        yield block
-        sent += len(block)
-        if progress:
-            progress(sent, size)
-
-
-async def _read(source: Path | bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    match source:
-        case Path():
-            with await asyncio.to_thread(source.open, "rb") as file:
-                while block := await asyncio.to_thread(file.read, BLOCK):
-                    yield block
-        case bytes():
-            for start in range(0, len(source), BLOCK):
-                yield source[start : start + BLOCK]
-        case _:
-            async for block in source:
-                yield block

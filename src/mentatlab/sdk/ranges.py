@@ -73,9 +73,18 @@ class Medium:
     def url(self) -> str:
         return self._direct or self._url
 
+    @property
+    def known(self) -> bool:
+        """Whether somebody has answered for it, were it with a redirect."""
+        return self.size is not None or self._redirects + self._failures > 0
+
     def is_direct(self, url: str) -> bool:
         """Whether that is not the address that was given, but one that it redirected to."""
         return _without_query(url) != _without_query(self._url)
+
+    def etag(self, url: str) -> str:
+        """What came from there before had this one; "" when nothing did."""
+        return self._etags.get(_without_query(url), "")
 
     def redirected(self, location: str) -> None:
         """`location` is absolute. `Unavailable` when it goes on and on."""
@@ -106,9 +115,11 @@ class Medium:
         is another medium than before.
         """
         span = self._span(status, headers)
-        if span is None or span.start != start or (stop is not None and span.stop > stop):
+        if span is None:
             raise _no_ranges()
         self._agree(url, headers.get("etag", ""), span.total)
+        if span.start != start or (stop is not None and span.stop > stop):
+            raise _no_ranges()
         return span.stop - span.start
 
     def _span(self, status: int, headers: Headers) -> Span | None:
@@ -145,6 +156,7 @@ def refused_by_store(status: int) -> MentatError:
         Code.STORE_UNAVAILABLE,
         f"the store answered {status}",
         hint="it is tried again, then through the gateway",
+        details={"status": status},
     )
 
 
