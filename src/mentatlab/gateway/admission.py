@@ -53,6 +53,9 @@ EXPOSED = (
     *("Stream-Epoch", "Stream-Head", "Stream-State", "Stream-Next"),
     *("Stream-Sequence", "Stream-Timestamp", "Stream-Pts-Us", "Stream-Dur-Us"),
     *("Stream-Item", "Stream-Attempt", "Stream-Key"),
+    *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
+    *("Upload-Offset", "Upload-Length", "Upload-Defer-Length", "Upload-Metadata"),
+    *("Upload-Expires", "Mentat-Ref"),
 )
 """Headers that a page of another origin may read."""
 

@@ -24,6 +24,8 @@ from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.system_routes import system_router
+from mentatlab.gateway.tus_routes import TusMiddleware, Uploader, tus_router
+from mentatlab.gateway.uploads_routes import uploads_router
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
@@ -66,6 +68,7 @@ def create_gateway(services: Services, admission: Admission, *, multimodal: bool
     for router in _routers(services, admission, multimodal):
         app.include_router(router)
     app.add_middleware(AdmissionMiddleware, admission=admission)
+    app.add_middleware(TusMiddleware)
     app.add_middleware(
         CORSMiddleware,  # outside: a preflight carries no credential
         allow_origins=sorted(admission.rules.origins),
@@ -84,6 +87,8 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         runs_router(services.engine, services.flows, services.agents, multimodal=multimodal),
         run_events_router(services.engine, services.hub),
         storage_router(services.storage, storage_workspace),
+        uploads_router(services.storage.uploads, uploader, storage_workspace),
+        tus_router(services.storage.uploads, uploader),
         keys_router(services.keys),
         stream_router(services.hub, admission),
         portable_router(services.connections),
@@ -119,6 +124,15 @@ def storage_workspace(request: Request) -> str:
     needed: Scope = "read" if request.method in ("GET", "HEAD") else "publish"
     authorise(who, needed)
     return who.workspace
+
+
+def uploader(request: Request) -> Uploader:
+    """For whom an upload is: of who may publish; or of an attempt, whose run owns the blob."""
+    who = caller(request)
+    if who.claims is not None and "put" in who.claims.capabilities:
+        return Uploader(who.workspace, f"run:{who.claims.subject.partition('/')[0]}")
+    authorise(who, "publish")
+    return Uploader(who.workspace, "")
 
 
 def storage_reader(request: Request) -> Access:

@@ -2,6 +2,8 @@
 ours has taken the connection before.
 """
 
+import re
+
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -13,7 +15,8 @@ from mentatlab.gateway.limits import MAX_JSON_BYTES
 from mentatlab.gateway.problems import response_of, status_of, too_large, unexpected
 from mentatlab.protocol.errors import MentatError
 
-STORAGE_PATH = "/api/v1/storage/"
+_BYTES = re.compile(r"/api/v1/storage/(upload|tus(/.*)?|uploads/[^/]+/content)")
+"""Where files come in, which storage bounds; all other bodies are JSON."""
 CLIENT_GONE = 499
 """nginx's number, in the log only."""
 
@@ -77,9 +80,9 @@ def _status(message: Message) -> int:
 def _bounded(scope: Scope, receive: Receive) -> Receive:
     """`receive` that refuses a body over 8 MiB, before its first byte when its length is announced.
 
-    Storage has limits of its own.
+    Files have a limit of their own.
     """
-    if scope["type"] != "http" or scope["path"].startswith(STORAGE_PATH):
+    if scope["type"] != "http" or _BYTES.fullmatch(scope["path"]):
         return receive
     announced = Headers(scope=scope).get("content-length", "")
     if announced.isdecimal() and int(announced) > MAX_JSON_BYTES:

@@ -1,8 +1,5 @@
 """`/api/v1/storage`: upload, list, delete; `storage_download` gives the bytes."""
 
-import base64
-import binascii
-import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -11,6 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
+from mentatlab.gateway.digests import announced_sha256
 from mentatlab.gateway.form_upload import FormUpload
 from mentatlab.gateway.media_headers import clean_name
 from mentatlab.gateway.storage_download import known_ref
@@ -22,7 +20,6 @@ from mentatlab.storage.port import Blob
 FileType = Literal["audio", "image", "video", "binary"]
 
 _SETTINGS = ("type", "filename", "sha256")
-_DIGEST = re.compile(r"(?:^|[,\s])sha-256=:([^:]*):", re.IGNORECASE)
 _CLIENT_GONE = 499  # nginx's number; nobody reads it
 _UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
@@ -105,7 +102,7 @@ def storage_router(storage: StorageManager, workspace_of: Callable[[Request], st
             )
         except ClientDisconnect:
             return Response(status_code=_CLIENT_GONE)
-        return _uploaded(blob)
+        return uploaded(blob)
 
     @router.get("", response_model=StoredPage)
     async def page(
@@ -143,7 +140,7 @@ async def _incoming(
     content_type = request.headers.get("content-type", "")
     expect = PinType(type_) if type_ else None
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
-        digest = announced_sha256(request.headers)
+        digest = announced_sha256(request.headers, "content-digest", "repr-digest")
         declared = content_type or None
         return _Incoming(request.stream(), declared, clean_name(filename), expect, sha256, digest)
     form = await FormUpload(content_type, request.stream(), settings=_SETTINGS).open()
@@ -169,34 +166,15 @@ def _field_type(name: str | None) -> PinType | None:
     return PinType(name)
 
 
-def announced_sha256(headers: Headers) -> str | None:
-    """In hex, from `Content-Digest` or `Repr-Digest` (RFC 9530); other algorithms are ignored."""
-    for name in ("content-digest", "repr-digest"):
-        match = _DIGEST.search(",".join(headers.getlist(name)))
-        if match is None:
-            continue
-        try:
-            digest = base64.b64decode(match[1], validate=True)
-        except binascii.Error:
-            digest = b""
-        if len(digest) != 32:
-            raise Invalid(
-                Code.INVALID_REQUEST,
-                f"the {name} header has no valid sha-256",
-                hint="write sha-256=:<base64 of 32 bytes>:",
-            )
-        return digest.hex()
-    return None
-
-
-def _uploaded(blob: Blob) -> dict[str, Any]:
+def uploaded(blob: Blob) -> dict[str, Any]:
+    """What `Uploaded` says."""
     reference = blob.reference().to_dict()
     return {"ref": blob.id, "metadata": blob.metadata, "reference": reference}
 
 
 def _item(blob: Blob) -> dict[str, Any]:
     return {
-        **_uploaded(blob),
+        **uploaded(blob),
         "type": blob.type,
         "size": blob.size,
         "filename": blob.filename,
