@@ -2,6 +2,7 @@
 
 {workspace}/{flow}/{execution}/{node}/{pin}_{timestamp_ms}.{ext}      what a run made
 {workspace}/_uploads/{yyyymmdd}/{ref}.{ext}                           what came from outside
+{workspace}/_previews/{ref}/{preview}                                 small pictures of those
 """
 
 import time
@@ -10,6 +11,7 @@ from urllib.parse import quote, unquote
 from mentatlab.protocol.errors import Code, Invalid
 
 MAX_SEGMENT = 200  # bytes once percent-encoded; file systems take 255
+_PREVIEWS = "_previews"
 _SHORT = 150  # encoded bytes that a name of ours keeps of a caller's word
 
 _EXTENSIONS = {
@@ -78,6 +80,14 @@ def upload_key(workspace_id: str, ref_id: str, ext: str, *, now: float) -> str:
     """`now` in Unix seconds; the day is UTC."""
     day = time.strftime("%Y%m%d", time.gmtime(now))
     return f"{_segment(workspace_id)}/_uploads/{day}/{ref_id}.{_segment(ext, 16)}"
+
+
+def preview_key(workspace_id: str, ref_id: str, name: str) -> str:
+    return f"{_segment(workspace_id)}/{_PREVIEWS}/{ref_id}/{name}"
+
+
+def is_preview(key: str) -> bool:
+    return key.split("/")[1:2] == [_PREVIEWS]
 
 
 def beside(key: str, suffix: str) -> str:

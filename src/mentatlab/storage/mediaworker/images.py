@@ -6,6 +6,8 @@ from typing import Any, BinaryIO, Literal
 
 from PIL import Image, ImageFile
 
+Format = Literal["webp", "png"]
+
 MAX_PIXELS = 50_000_000
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 
@@ -24,8 +26,10 @@ def probe(file: BinaryIO) -> dict[str, Any]:
         return {"width": image.width, "height": image.height, "codec": str(image.format).lower()}
 
 
-def encode(image: Image.Image, format_: Literal["webp", "png"]) -> bytes:
-    """RGB or RGBA; the metadata of the picture that it was made from is left out."""
+def encode(image: Image.Image, format_: Format) -> bytes:
+    """RGB or RGBA; nothing but the pixels is kept."""
+    bare = Image.new(image.mode, image.size)
+    bare.paste(image)
     made = io.BytesIO()
-    image.save(made, format_, quality=80)
+    bare.save(made, format_, quality=80)
     return made.getvalue()

@@ -3,6 +3,7 @@
 from typing import Any, BinaryIO
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
@@ -15,8 +16,21 @@ _FORMATS = (
     "aac,aiff,amr,asf,avi,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,mpegvideo,"
     "ogg,w64,wav"
 )
+_CODECS = (
+    # moving pictures
+    "av1,libdav1d,cinepak,dnxhd,dvvideo,ffv1,flv,h263,h264,hevc,huffyuv,mjpeg,mpeg1video,"
+    "mpeg2video,mpeg4,msmpeg4,msmpeg4v1,msmpeg4v2,png,prores,rawvideo,svq1,svq3,theora,vc1,vp6f,"
+    "vp8,libvpx,vp9,libvpx-vp9,wmv1,wmv2,wmv3,"
+    # sound
+    "aac,aac_latm,ac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,alac,amrnb,amrwb,libopencore_amrnb,"
+    "libopencore_amrwb,dca,eac3,flac,gsm,gsm_ms,mp1,mp1float,mp2,mp2float,mp3,mp3float,nellymoser,"
+    "opus,libopus,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,"
+    "pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s8,pcm_u8,speex,vorbis,libvorbis,wmapro,wmav1,"
+    "wmav2"
+)
 _OPTIONS = {
     "format_whitelist": _FORMATS,
+    "codec_whitelist": _CODECS,
     "protocol_whitelist": "none",  # the file object alone: nothing that a file names is opened
     "probesize": "5000000",  # bytes
     "analyzeduration": "5000000",  # µs
@@ -42,7 +56,7 @@ def probe(file: BinaryIO) -> Found:
             found |= {"width": film.width, "height": film.height, "codec": _codec(film)}
             if film.average_rate:
                 found["fps"] = round(float(film.average_rate), 3)
-        if sound := next(filter(_has_decoder, container.streams.audio), None):
+        if sound := first_sound(container):
             found |= {"sampleRate": sound.sample_rate, "channels": sound.channels}
             found["audioCodec" if film else "codec"] = _codec(sound)
         return found
@@ -51,6 +65,16 @@ def probe(file: BinaryIO) -> Found:
 def first_film(container: InputContainer) -> VideoStream | None:
     films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
     return next(filter(_has_decoder, films), None)
+
+
+def first_sound(container: InputContainer) -> AudioStream | None:
+    return next(filter(_has_decoder, container.streams.audio), None)
+
+
+def check_codec(stream: Stream) -> None:
+    """Before anything of it is decoded."""
+    if stream.codec_context.name not in _CODECS.split(","):
+        raise ValueError(f"{_codec(stream)} is not decoded here")
 
 
 def _has_decoder(stream: Stream) -> bool:
