@@ -72,7 +72,8 @@ class UploadAnswer(BaseModel):
 
 
 class UploadState(BaseModel):
-    """`missing_parts` belongs to an open `direct` upload, `result` to one that is done."""
+    """`missing_parts` and `part_size` belong to an open `direct` upload, `result` to one that is
+    done. `url` as it was answered at first."""
 
     upload_id: str
     ref: str
@@ -81,6 +82,8 @@ class UploadState(BaseModel):
     offset: int = Field(description="bytes that are stored")
     size: int | None
     expires_at: float
+    url: str | None = None
+    part_size: int | None = None
     missing_parts: list[int] | None = None
     result: Uploaded | None = None
 
@@ -226,17 +229,28 @@ def _new(body: NewUploadBody, who: Uploader) -> NewUpload:
 
 
 async def _answer(uploads: Uploads, row: UploadRow) -> UploadAnswer:
-    answer = UploadAnswer(upload_id=row.id, ref=row.ref, mode=row.mode, expires_at=row.expires_at)
+    answer = UploadAnswer(
+        upload_id=row.id,
+        ref=row.ref,
+        mode=row.mode,
+        expires_at=row.expires_at,
+        url=_url_of(row),
+    )
+    if row.mode == "direct":
+        count = min(FIRST_PARTS, -(-(row.size or 0) // uploads.caps.part_size))
+        signed = await uploads.sign_parts(row, list(range(1, count + 1)))
+        answer.part_size, answer.parts = signed.size, _parts(signed)
+    return answer
+
+
+def _url_of(row: UploadRow) -> str | None:
     match row.mode:
         case "tus":
-            answer.url = f"{TUS_PATH}/{row.id}"
+            return f"{TUS_PATH}/{row.id}"
         case "single":
-            answer.url = f"{PATH}/{row.id}/content"
+            return f"{PATH}/{row.id}/content"
         case "direct":
-            count = min(FIRST_PARTS, -(-(row.size or 0) // uploads.caps.part_size))
-            signed = await uploads.sign_parts(row, list(range(1, count + 1)))
-            answer.part_size, answer.parts = signed.size, _parts(signed)
-    return answer
+            return None
 
 
 async def _state(uploads: Uploads, row: UploadRow) -> UploadState:
@@ -248,11 +262,13 @@ async def _state(uploads: Uploads, row: UploadRow) -> UploadState:
         offset=row.offset,
         size=row.size,
         expires_at=row.expires_at,
+        url=_url_of(row),
     )
     if row.state == "done":
         state.result = Uploaded(**uploaded(await uploads.result(row)))
     elif row.mode == "direct":
         state.missing_parts = await uploads.missing_parts(row)
+        state.part_size = uploads.caps.part_size
     return state
 
 

@@ -4,7 +4,7 @@ Pure; `uploading` moves the bytes.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -44,7 +44,8 @@ class Part(msgspec.Struct, frozen=True):
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
     """What the server says of an upload, in any of its answers.
 
-    `offset`: bytes that are safe (tus). `missing_parts` None: none has been sent yet (direct).
+    `url`, `offset` (bytes that are safe): of tus. `part_size`, `parts`, `missing_parts` (None: no
+    part has been sent yet): of direct.
     """
 
     upload_id: str
@@ -53,11 +54,10 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "open"
     size: int | None = None
     offset: int = 0
-    url: str = ""
-    part_size: int = 0
-    parts: list[Part] = []
+    url: str | None = None
+    part_size: int | None = None
+    parts: list[Part] | None = None
     missing_parts: list[int] | None = None
-    result: dict[str, Any] | None = None
 
 
 def goes_on(error: MentatError) -> bool:
@@ -69,15 +69,15 @@ class Parts:
     """The parts of a direct upload, each on its way once at a time."""
 
     def __init__(self, upload: Upload, size: int) -> None:
-        self._size, self._part_size = size, upload.part_size
-        count = -(-size // upload.part_size)
+        self._size, self._part_size = size, upload.part_size or size
+        count = -(-size // self._part_size)
         missing = upload.missing_parts
         self._waiting = deque(range(1, count + 1) if missing is None else sorted(missing))
         self._missing = set(self._waiting)
         self._signed: dict[int, Part] = {}
         self._tries: Counter[int] = Counter()
         self._patience = _TRIES_AT_FIRST
-        self.sign(upload.parts)
+        self.sign(upload.parts or ())
 
     def take(self) -> int | None:
         """The next one to send; None when none waits."""

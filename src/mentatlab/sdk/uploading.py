@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,6 +18,9 @@ from mentatlab.sdk.ranges import refused_by_store
 from mentatlab.sdk.server import CutOff, Server
 from mentatlab.sdk.upload_plan import Part, Parts, Tally, Upload, goes_on, modes_for
 from mentatlab.sdk.upload_sources import Reach, Source
+
+if TYPE_CHECKING:
+    import httpx2
 
 _PATH = "/api/v1/storage/uploads"
 _TUS = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
@@ -95,8 +98,16 @@ class Uploader:
 
     async def _state(self, upload_id: str) -> Upload:
         upload = _read(await self._server.call("GET", f"{_PATH}/{upload_id}"))
+        if upload.mode == "tus" and upload.state == "open":
+            upload = await self._paused(upload)
         self._arrived(upload.offset)
         return upload
+
+    async def _paused(self, upload: Upload) -> Upload:
+        """A request of ours that the server still reads, after a cut, ends with this."""
+        async with self._server.ask("HEAD", _url(upload), headers=_TUS) as answer:
+            await self._server.check(answer)
+            return msgspec.structs.replace(upload, offset=_offset(answer))
 
     def _arrived(self, safe: int) -> None:
         if safe > self._safe:
@@ -150,14 +161,14 @@ class Uploader:
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         content = self._telling(0, size)
         async with self._server.ask(
-            "PUT", upload.url, headers=headers, content=content, timeout=_AT_THE_END_S
+            "PUT", _url(upload), headers=headers, content=content, timeout=_AT_THE_END_S
         ) as answer:
             await self._server.check(answer)
 
     async def _append(self, upload: Upload) -> None:
         offset = upload.offset
         while (reach := await self._source.reach(offset)).stop > offset:
-            offset = await self._patch(upload.url, offset, reach)
+            offset = await self._patch(_url(upload), offset, reach)
             self._arrived(offset)
 
     async def _patch(self, url: str, offset: int, reach: Reach) -> int:
@@ -174,10 +185,7 @@ class Uploader:
             "PATCH", url, headers=headers, content=content, timeout=_AT_THE_END_S
         ) as answer:
             await self._server.check(answer)
-            told = answer.headers.get("Upload-Offset", "")
-        if not told.isdecimal():
-            raise Unavailable(Code.UNAVAILABLE, "the server does not say what has arrived")
-        return int(told)
+            return _offset(answer)
 
     async def _telling(self, start: int, stop: int) -> AsyncIterator[bytes]:
         async for block in self._source.blocks(start, stop):
@@ -239,6 +247,19 @@ class Uploader:
             self._tally.at(parts.bytes_arrived + self._on_their_way.total())
 
 
+def _url(upload: Upload) -> str:
+    if upload.url is None:
+        raise _another_api("it has no address")
+    return upload.url
+
+
+def _offset(answer: "httpx2.Response") -> int:
+    told = answer.headers.get("Upload-Offset", "")
+    if not told.isdecimal():
+        raise _another_api("it has no offset")
+    return int(told)
+
+
 def _read(answer: object) -> Upload:
     try:
         return msgspec.convert(answer, Upload)
@@ -253,9 +274,9 @@ def _read_parts(answer: Any) -> list[Part]:
         raise _another_api(error) from error
 
 
-def _another_api(error: Exception) -> Invalid:
+def _another_api(why: object) -> Invalid:
     return Invalid(
         Code.INVALID_REQUEST,
-        f"the server answers as no upload is told: {error}",
+        f"the server answers as no upload is told: {why}",
         hint="use the same version of client and server",
     )
