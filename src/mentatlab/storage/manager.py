@@ -23,6 +23,7 @@ from mentatlab.storage.local import LocalStore
 from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Durability, Reader
 from mentatlab.storage.probe import Prober
+from mentatlab.storage.reservations import Reservations
 from mentatlab.storage.serving import Serving
 from mentatlab.storage.upload_rows import NO_QUOTA, Quota, UploadRows
 from mentatlab.storage.uploads import Uploads
@@ -61,6 +62,7 @@ class StorageManager:
             store, catalog, self._enter, arriving=self._arriving, grace_s=grace_s, clock=clock
         )
         rows = UploadRows(catalog.database, quota)
+        self._reservations = Reservations(rows, clock)
         self.uploads = Uploads(store, rows, self, self._enter, max_bytes=max_bytes, clock=clock)
 
     # --- in
@@ -120,6 +122,7 @@ class StorageManager:
         expected_sha256: str | None = None,
         durability: Durability = "full",
         ttl_s: float | None = None,
+        size: int | None = None,
     ) -> Blob:
         ref, now = new_id("blob"), self._clock()
         head, whole = await sources.peek(sources.bounded(source, self.max_bytes), sniff.HEAD)
@@ -137,10 +140,13 @@ class StorageManager:
             "created_at": now,
             "expires_at": None if ttl_s is None else now + ttl_s,
         }
-        async with self._free_key(wanted) as free:
+        async with (
+            self._reservations.hold(workspace, ref, size) as reservation,
+            self._free_key(wanted) as free,
+        ):
             info = await self._store.put(
                 free,
-                whole,
+                reservation.counted(whole),
                 content_type=kind.mime,
                 meta=meta,
                 durability=durability,
@@ -148,7 +154,8 @@ class StorageManager:
                 expected_sha256=expected_sha256,
             )
             try:
-                return await self._enter(info, kind, owner or f"upload:{ref}")
+                owner = owner or f"upload:{ref}"
+                return await self._enter(info, kind, owner, also=reservation.settle)
             except BaseException:
                 await asyncio.shield(self._discard(ref, free))
                 raise
@@ -180,6 +187,7 @@ class StorageManager:
                 metadata=metadata,
                 durability=durability,
                 ttl_s=ttl_s,
+                size=os.fstat(fd).st_size,
             )
 
     # --- out
@@ -277,13 +285,14 @@ async def open_local(
     grace_s: float = GRACE_S,
     probe_timeout_s: float = 10.0,
     clock: Callable[[], float] = time.time,
+    quota: Quota = NO_QUOTA,
 ) -> AsyncGenerator[StorageManager]:
     """Files below `root`; `min_free_bytes` of its disk stay free for the databases."""
     catalog = await Catalog.open(catalog_db)
     store = await asyncio.to_thread(LocalStore, root, min_free_bytes=min_free_bytes)
     prober = Prober(timeout_s=probe_timeout_s)
     manager = StorageManager(
-        store, catalog, prober, max_bytes=max_bytes, grace_s=grace_s, clock=clock
+        store, catalog, prober, max_bytes=max_bytes, grace_s=grace_s, clock=clock, quota=quota
     )
     async with contextlib.aclosing(manager):
         yield manager
@@ -295,12 +304,19 @@ async def open_memory(
     max_bytes: int | None = None,
     grace_s: float = GRACE_S,
     clock: Callable[[], float] = time.time,
+    quota: Quota = NO_QUOTA,
 ) -> AsyncGenerator[StorageManager]:
     """Bytes in memory, the catalogue in a folder that goes with it."""
     with tempfile.TemporaryDirectory() as folder:
         catalog = await Catalog.open(Path(folder, "catalog.db"))
         manager = StorageManager(
-            MemoryStore(), catalog, Prober(), max_bytes=max_bytes, grace_s=grace_s, clock=clock
+            MemoryStore(),
+            catalog,
+            Prober(),
+            max_bytes=max_bytes,
+            grace_s=grace_s,
+            clock=clock,
+            quota=quota,
         )
         async with contextlib.aclosing(manager):
             yield manager
