@@ -166,7 +166,14 @@ class Tree:
 
     def sync_staging(self) -> None:
         """The names in the staging folder are on disk."""
-        with beneath.folder(self.root, (STAGING,)) as folder:
+        self._sync((STAGING,))
+
+    def sync_folder(self, key: str) -> None:
+        """The object's name is on disk."""
+        self._sync(keys.encode(key)[:-1])
+
+    def _sync(self, names: tuple[str, ...]) -> None:
+        with beneath.folder(self.root, names) as folder:
             os.fsync(folder)
 
     def guard_space(self, size: int) -> None:

@@ -73,8 +73,15 @@ class StagedUpload(Staged):
                 self.tree.writing.discard(self.path.name)
 
     def recover(self, durable: int) -> None:
-        """After another process: what lies behind its durable offset is not to be trusted."""
+        """After another process: what lies behind its durable offset is not to be trusted, but when
+        it was killed as the object had its name already, the upload is complete."""
         with self.lock:
+            if self.is_published():
+                self.tree.sync_folder(self.key)
+                self.info = self.tree.info(self.key)
+                self.size = self.info.size
+                self.discard()
+                return
             fd = self._open()
             if os.fstat(fd).st_size < durable:
                 self.discard()
