@@ -23,6 +23,7 @@ from mentatlab.gateway.server import serving
 from mentatlab.gateway.signed_urls import NO_KEYS
 from mentatlab.gateway.storage_download import Access, download_router
 from mentatlab.gateway.storage_routes import storage_router
+from mentatlab.gateway.uploader import Uploader
 from mentatlab.storage import StorageManager, open_local, open_memory
 
 UPLOAD = "/api/v1/storage/upload"
@@ -44,7 +45,7 @@ def storage_app(storage: StorageManager) -> FastAPI:
 
     app = FastAPI()
     problems.install(app)
-    app.include_router(storage_router(storage, workspace_of))
+    app.include_router(storage_router(storage, workspace_of, lambda r: Uploader(workspace_of(r))))
     app.include_router(download_router(storage, lambda r: Access(workspace_of(r)), NO_KEYS))
     return app
 

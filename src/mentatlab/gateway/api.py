@@ -13,7 +13,7 @@ from mentatlab.gateway.agents_routes import agents_router
 from mentatlab.gateway.asgi import AdmissionMiddleware
 from mentatlab.gateway.credentials import KeyLookup
 from mentatlab.gateway.flows_routes import flows_router
-from mentatlab.gateway.identity import Caller, Scope, authorise, caller, scopes_of
+from mentatlab.gateway.identity import Caller, authorise, caller, scopes_of
 from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
@@ -24,7 +24,8 @@ from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
 from mentatlab.gateway.system_routes import system_router
-from mentatlab.gateway.tus_routes import TusMiddleware, Uploader, tus_router
+from mentatlab.gateway.tus_routes import TusMiddleware, tus_router
+from mentatlab.gateway.uploader import uploader
 from mentatlab.gateway.uploads_routes import uploads_router
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
@@ -86,7 +87,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         flows_router(services.flows, services.agents),
         runs_router(services.engine, services.flows, services.agents, multimodal=multimodal),
         run_events_router(services.engine, services.hub),
-        storage_router(services.storage, storage_workspace),
+        storage_router(services.storage, storage_workspace, uploader),
         uploads_router(services.storage.uploads, uploader, storage_workspace),
         tus_router(services.storage.uploads, uploader),
         keys_router(services.keys),
@@ -117,22 +118,10 @@ def key_lookup(keys: KeyStore) -> KeyLookup:
 
 
 def storage_workspace(request: Request) -> str:
-    """Whose blobs a storage call is about; an attempt's token may upload into its workspace."""
-    who = caller(request)
-    if request.method == "POST" and who.claims and "put" in who.claims.capabilities:
-        return who.workspace
-    needed: Scope = "read" if request.method in ("GET", "HEAD") else "publish"
+    """Whose blobs a storage call is about."""
+    who, needed = caller(request), "read" if request.method in ("GET", "HEAD") else "publish"
     authorise(who, needed)
     return who.workspace
-
-
-def uploader(request: Request) -> Uploader:
-    """For whom an upload is: of who may publish; or of an attempt, whose run owns the blob."""
-    who = caller(request)
-    if who.claims is not None and "put" in who.claims.capabilities:
-        return Uploader(who.workspace, f"run:{who.claims.subject.partition('/')[0]}")
-    authorise(who, "publish")
-    return Uploader(who.workspace, "")
 
 
 def storage_reader(request: Request) -> Access:

@@ -12,14 +12,16 @@ from mentatlab.gateway.digests import announced_sha256
 from mentatlab.gateway.form_upload import FormUpload
 from mentatlab.gateway.media_headers import clean_name
 from mentatlab.gateway.storage_download import known_ref
+from mentatlab.gateway.tus_headers import ttl_s
+from mentatlab.gateway.uploader import Uploader
 from mentatlab.protocol.errors import Code, Invalid
-from mentatlab.protocol.pins import PinType
+from mentatlab.protocol.pins import TTL_S, PinType, TtlClass
 from mentatlab.storage import StorageManager, too_large
 from mentatlab.storage.port import Blob
 
 FileType = Literal["audio", "image", "video", "binary"]
 
-_SETTINGS = ("type", "filename", "sha256")
+_SETTINGS = ("type", "filename", "sha256", "ttl")
 _CLIENT_GONE = 499  # nginx's number; nobody reads it
 _UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
@@ -34,6 +36,7 @@ _UPLOAD_BODY: dict[str, Any] = {
                         "type": {"type": "string", "enum": ["audio", "image", "video", "binary"]},
                         "filename": {"type": "string"},
                         "sha256": {"type": "boolean"},
+                        "ttl": {"type": "string", "enum": list(get_args(TtlClass))},
                         "file": {"type": "string", "format": "binary"},
                     },
                 }
@@ -73,10 +76,17 @@ class _Incoming(NamedTuple):
     expect: PinType | None
     sha256: bool
     expected_sha256: str | None
+    ttl_s: float | None
+    size: int | None  # as announced
 
 
-def storage_router(storage: StorageManager, workspace_of: Callable[[Request], str]) -> APIRouter:
-    """`workspace_of` gives the caller's workspace, or raises when he may not."""
+def storage_router(
+    storage: StorageManager,
+    workspace_of: Callable[[Request], str],
+    uploader: Callable[[Request], Uploader],
+) -> APIRouter:
+    """`workspace_of` gives the caller's workspace, `uploader` for whom he uploads; or they raise
+    when he may not."""
     router = APIRouter(prefix="/api/v1/storage", tags=["storage"])
 
     @router.post("/upload", status_code=201, response_model=Uploaded, openapi_extra=_UPLOAD_BODY)
@@ -85,20 +95,26 @@ def storage_router(storage: StorageManager, workspace_of: Callable[[Request], st
         type: Annotated[FileType | None, Query(description="the pin's type")] = None,
         filename: str = "",
         sha256: bool = False,
+        ttl: Annotated[
+            TtlClass | None, Query(description="how long it is kept; none = until it is deleted")
+        ] = None,
     ) -> Any:
         """Store the body (raw, or the one file of a form) and say what it is."""
-        workspace = workspace_of(request)
+        who = uploader(request)
         _refuse_too_large(request.headers, storage.max_bytes)
         try:
-            incoming = await _incoming(request, type, filename, sha256)
+            incoming = await _incoming(request, type, filename, sha256, ttl)
             blob = await storage.store(
                 incoming.body,
-                workspace=workspace,
+                workspace=who.workspace,
+                owner=who.owner or None,
                 expect=incoming.expect,
                 declared_mime=incoming.declared_mime,
                 filename=incoming.filename,
                 sha256=incoming.sha256,
                 expected_sha256=incoming.expected_sha256,
+                ttl_s=incoming.ttl_s,
+                size=incoming.size,
             )
         except ClientDisconnect:
             return Response(status_code=_CLIENT_GONE)
@@ -129,20 +145,33 @@ def storage_router(storage: StorageManager, workspace_of: Callable[[Request], st
 
 def _refuse_too_large(headers: Headers, limit: int | None) -> None:
     """Before a byte is read; the store counts what has no Content-Length."""
-    announced = headers.get("content-length", "")
-    if limit is not None and announced.isdecimal() and int(announced) > limit:
+    announced = _announced(headers)
+    if limit is not None and announced is not None and announced > limit:
         raise too_large(limit)
 
 
 async def _incoming(
-    request: Request, type_: FileType | None, filename: str, sha256: bool
+    request: Request,
+    type_: FileType | None,
+    filename: str,
+    sha256: bool,
+    ttl: TtlClass | None,
 ) -> _Incoming:
     content_type = request.headers.get("content-type", "")
     expect = PinType(type_) if type_ else None
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         digest = announced_sha256(request.headers, "content-digest", "repr-digest")
         declared = content_type or None
-        return _Incoming(request.stream(), declared, clean_name(filename), expect, sha256, digest)
+        return _Incoming(
+            request.stream(),
+            declared,
+            clean_name(filename),
+            expect,
+            sha256,
+            digest,
+            None if ttl is None else TTL_S[ttl],
+            _announced(request.headers),
+        )
     form = await FormUpload(content_type, request.stream(), settings=_SETTINGS).open()
     return _Incoming(
         aiter(form),
@@ -151,7 +180,14 @@ async def _incoming(
         _field_type(form.fields.get("type")) or expect,
         sha256 or form.fields.get("sha256", "").lower() in ("1", "true", "yes", "on"),
         None,
+        ttl_s(form.fields.get("ttl") or ttl or "pinned"),
+        None,
     )
+
+
+def _announced(headers: Headers) -> int | None:
+    length = headers.get("content-length", "")
+    return int(length) if length.isdecimal() else None
 
 
 def _field_type(name: str | None) -> PinType | None:

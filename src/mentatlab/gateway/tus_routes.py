@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,6 +24,7 @@ from mentatlab.gateway.tus_headers import (
     number,
     state_of,
 )
+from mentatlab.gateway.uploader import Uploader
 from mentatlab.protocol.errors import Code, Invalid, MentatError, NotFound, UnsupportedMedia
 from mentatlab.storage.sources import bounded
 from mentatlab.storage.upload_rows import UploadRow
@@ -33,13 +33,6 @@ from mentatlab.storage.uploads import Uploads
 TUS_PATH = "/api/v1/storage/tus"
 BODY_TYPE = "application/offset+octet-stream"
 _CLIENT_GONE = 499  # nginx's number; nobody reads it
-
-
-class Uploader(NamedTuple):
-    """Who uploads, and what keeps the blob: "" = it keeps itself until it is deleted."""
-
-    workspace: str
-    owner: str
 
 
 class TusMiddleware:

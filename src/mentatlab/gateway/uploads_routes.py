@@ -10,7 +10,8 @@ from starlette.requests import ClientDisconnect
 from mentatlab.gateway.digests import announced_sha256
 from mentatlab.gateway.media_headers import clean_name
 from mentatlab.gateway.storage_routes import FileType, Uploaded, uploaded
-from mentatlab.gateway.tus_routes import TUS_PATH, Uploader
+from mentatlab.gateway.tus_routes import TUS_PATH
+from mentatlab.gateway.uploader import Uploader
 from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.protocol.pins import TTL_S, PinType, TtlClass
 from mentatlab.storage.port import Caps
