@@ -8,7 +8,7 @@ A blob that an owner still names is never swept, save by its own expiry.
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -18,21 +18,17 @@ from mentatlab.sqlite import Database
 from mentatlab.storage.port import Blob
 from mentatlab.storage.schema import SCHEMA
 
-_COLUMNS = (
+_MOST_RECENT = 1024
+COLUMNS = (
     "id, workspace, key, type, size, blake3, sha256, mime_type, metadata, state, filename,"
     " created_at, expires_at"
 )
-_INSERT = f"INSERT INTO blobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ORPHAN = """
     UPDATE blobs SET orphaned_at = :now
     WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = :owner)
       AND NOT EXISTS (SELECT 1 FROM blob_refs WHERE blob_id = blobs.id AND owner <> :owner)
 """
-_DOOM = """
-    UPDATE blobs SET state = 'deleting'
-    WHERE id IN (SELECT id FROM blobs WHERE {due} <= ? AND state <> 'deleting' LIMIT ?)
-"""
-
 
 Write = Callable[[sqlite3.Connection], None]
 """What is written beside a row, in its transaction."""
@@ -42,20 +38,13 @@ def nothing(db: sqlite3.Connection) -> None:
     """There is nothing to write beside it."""
 
 
-class Known(NamedTuple):
-    """What a comparison with the store needs of a row."""
-
-    key: str
-    id: str
-    size: int
-    state: str
-
-
 class Catalog:
     """Times are Unix seconds and always an argument. Every write is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._recent: dict[str, Blob] = {}
+        self._recent_as_of = 0
 
     @property
     def database(self) -> Database:
@@ -81,25 +70,51 @@ class Catalog:
 
     async def get(self, blob_id: str, *, workspace: str, now: float) -> Blob:
         """`NotFound` when unknown, foreign or being deleted; `Gone` when expired."""
-        blob = await self._database.read(lambda db: _find(db, blob_id))
+        blob = await self._current(blob_id)
         if blob is None or blob.workspace != workspace:
             raise _unknown(blob_id)
         if blob.expires_at is not None and blob.expires_at <= now:
             raise Gone(Code.REFERENCE_EXPIRED, f"{blob_id} has expired", hint="upload it again")
         return blob
 
+    async def _current(self, blob_id: str) -> Blob | None:
+        """As of the last commit. What was read since then need not be read again: a client that
+        takes a medium in many ranges asks for the same row each time."""
+        commits = self._database.commits
+        if commits != self._recent_as_of or len(self._recent) > _MOST_RECENT:
+            self._recent, self._recent_as_of = {}, commits
+        recent = self._recent
+        if (known := recent.get(blob_id)) is not None:
+            return known
+        blob = await self._database.read(lambda db: _find(db, blob_id))
+        if blob is not None and commits == self._database.commits:
+            recent[blob_id] = blob
+        return blob
+
     async def page(
         self, workspace: str, *, limit: int, before: str | None, now: float
     ) -> list[Blob]:
-        """Newest first, those with an id below `before`."""
+        """Newest first, those with an id below `before`; previews are left out."""
         query = f"""
-            SELECT {_COLUMNS} FROM blobs
+            SELECT {COLUMNS} FROM blobs
             WHERE workspace = ? AND id < ? AND state <> 'deleting'
               AND (expires_at IS NULL OR expires_at > ?)
+              AND NOT EXISTS (
+                SELECT 1 FROM blob_refs WHERE blob_id = blobs.id AND owner GLOB 'preview:*'
+              )
             ORDER BY id DESC LIMIT ?
         """
         values = (workspace, before or "~", now, limit)
-        return await self._database.read(lambda db: [_blob(r) for r in db.execute(query, values)])
+        return await self._database.read(lambda db: [blob_of(r) for r in db.execute(query, values)])
+
+    async def preview(self, source: str, name: str) -> Blob | None:
+        query = f"""
+            SELECT {COLUMNS} FROM blob_refs JOIN blobs ON id = blob_id
+            WHERE owner = ? AND filename = ? AND state = 'ready'
+        """
+        values = (f"preview:{source}", name)
+        row = await self.database.read(lambda db: db.execute(query, values).fetchone())
+        return None if row is None else blob_of(row)
 
     async def add_owner(self, blob_id: str, owner: str) -> None:
         def work(db: sqlite3.Connection) -> None:
@@ -133,28 +148,6 @@ class Catalog:
 
         await self._database.write(work)
 
-    async def doom_unneeded(
-        self, *, orphaned_before: float, expired_before: float, limit: int
-    ) -> int:
-        """Mark `deleting` what has had no owner since, or expired before; at most twice `limit`."""
-
-        def work(db: sqlite3.Connection) -> int:
-            orphaned = db.execute(_DOOM.format(due="orphaned_at"), (orphaned_before, limit))
-            expired = db.execute(_DOOM.format(due="expires_at"), (expired_before, limit))
-            return orphaned.rowcount + expired.rowcount
-
-        return await self._database.write(work)
-
-    async def doomed(self, *, after: str, limit: int) -> list[Blob]:
-        """What is marked `deleting`, in order of ids."""
-        query = f"""
-            SELECT {_COLUMNS} FROM blobs
-            WHERE state <> 'ready' AND state = 'deleting' AND id > ? ORDER BY id LIMIT ?
-        """
-        return await self._database.read(
-            lambda db: [_blob(r) for r in db.execute(query, (after, limit))]
-        )
-
     async def forget(self, blob_ids: list[str]) -> None:
         """Delete rows whose bytes are gone."""
         ids = [(blob_id,) for blob_id in blob_ids]
@@ -165,31 +158,11 @@ class Catalog:
 
         await self._database.write(work)
 
-    async def mark_corrupt(self, blob_id: str) -> bool:
-        """Whether it was `ready`: what is being deleted is no damage."""
-        query = "UPDATE blobs SET state = 'corrupt' WHERE id = ? AND state = 'ready'"
-        return await self._database.write(lambda db: db.execute(query, (blob_id,)).rowcount == 1)
-
-    async def known(self, *, after: str, limit: int) -> list[Known]:
-        """All rows in order of keys, a page."""
-        query = "SELECT key, id, size, state FROM blobs WHERE key > ? ORDER BY key LIMIT ?"
-        return await self._database.read(
-            lambda db: [Known(*r) for r in db.execute(query, (after, limit))]
-        )
-
-    async def is_expected(self, key: str) -> bool:
-        """Whether a row, or an upload under way, means the object with this key."""
-        query = """
-            SELECT EXISTS (SELECT 1 FROM blobs WHERE key = :key)
-                OR EXISTS (SELECT 1 FROM uploads WHERE key = :key AND state = 'open')
-        """
-        return await self._database.read(lambda db: db.execute(query, {"key": key}).fetchone()[0])
-
 
 def _find(db: sqlite3.Connection, blob_id: str) -> Blob | None:
-    query = f"SELECT {_COLUMNS} FROM blobs WHERE id = ? AND state <> 'deleting'"
+    query = f"SELECT {COLUMNS} FROM blobs WHERE id = ? AND state <> 'deleting'"
     row = db.execute(query, (blob_id,)).fetchone()
-    return None if row is None else _blob(row)
+    return None if row is None else blob_of(row)
 
 
 def _values(blob: Blob) -> tuple[Any, ...]:
@@ -210,8 +183,9 @@ def _values(blob: Blob) -> tuple[Any, ...]:
     )
 
 
-def _blob(row: sqlite3.Row) -> Blob:
-    fields = dict(row)
+def blob_of(row: sqlite3.Row) -> Blob:
+    """Of a row that has COLUMNS, and perhaps more."""
+    fields: dict[str, Any] = {name: row[name] for name in Blob.__struct_fields__}
     fields["type"] = PinType(fields["type"])
     fields["metadata"] = msgspec.json.decode(fields["metadata"])
     return Blob(**fields)

@@ -13,13 +13,17 @@ blob's id, is never used again.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from typing import NamedTuple
 
 from mentatlab.protocol.errors import MentatError, NotFound
-from mentatlab.storage.catalog import Catalog, Known
-from mentatlab.storage.port import Blob, BlobInfo, BlobStore
-from mentatlab.storage.rebuild import Enter, rebuild
+from mentatlab.storage import ownership
+from mentatlab.storage.catalog import Catalog
+from mentatlab.storage.port import Blob, BlobInfo, BlobStore, StaleUpload
+from mentatlab.storage.rebuild import Enter, Rebuilt, rebuild
+from mentatlab.storage.scrub import Scrub
+from mentatlab.storage.upkeep import Holdings, Known, Upkeep
+from mentatlab.storage.verified import is_damage
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,11 @@ class Swept(NamedTuple):
     blobs: int  # rows with their bytes: ownerless or expired
     orphans: int  # bytes without a row
     missing: int = 0  # rows without their bytes: corrupt now
+    uploads: int = 0  # parts of uploads that nobody goes on with
+
+
+def _quietly(so_far: Rebuilt) -> None:
+    """Nobody wants to know how far it is."""
 
 
 class Life:
@@ -47,26 +56,38 @@ class Life:
         enter: Enter,
         *,
         arriving: Collection[str],
+        expire_uploads: Callable[[], Awaitable[int]],
         grace_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._catalog = catalog
+        self._upkeep = Upkeep(catalog.database)
         self._enter = enter
         self._arriving = arriving
+        self._expire_uploads = expire_uploads
         self._grace_s = grace_s
         self._clock = clock
         self._sweeping = asyncio.Lock()
+        self.scrub = Scrub(store, self._upkeep, self.damaged, clock=clock)
+        self.swept = Swept(0, 0)  # since the process began
+        self.corrupted = 0  # the same
 
     async def sweep(self) -> Swept:
-        """Remove what nobody needed for the grace: rows with bytes, then bytes without a row."""
+        """Remove what nobody needed for the grace: rows with bytes, bytes without a row, parts of
+        uploads; and see whose bytes are missing."""
         async with self._sweeping:
             now = self._clock()
             before = now - self._grace_s
             blobs = await self._sweep_rows(before, now - min(self._grace_s, EXPIRED_GRACE_S))
-            orphans, missing = await self._compare(before)
+            orphans = missing = uploads = 0
+            if await self._owns_store():
+                orphans, missing = await self._compare(before)
+                uploads = await self._sweep_uploads(before)
             await self._store.tidy(before=before)
-            return Swept(blobs, orphans, missing)
+            swept = Swept(blobs, orphans, missing, uploads)
+            self.swept = Swept(*map(sum, zip(self.swept, swept, strict=True)))
+            return swept
 
     async def sweep_forever(self, *, every_s: float = 3600.0) -> None:
         """Beside everything else, until cancelled. After one that fails the next one comes."""
@@ -77,17 +98,45 @@ class Life:
                 log.exception("a sweep of the storage failed; the next is in %g s", every_s)
             await asyncio.sleep(every_s)
 
-    async def rebuild(self) -> int:
+    async def damaged(self, blob: Blob, how: str) -> None:
+        """Its bytes were found to be wrong or missing: from now on it is `corrupt`."""
+        if await self._upkeep.mark_corrupt(blob.id):
+            self._tell_corrupt(blob.id, blob.key, how)
+
+    async def holdings(self) -> Holdings:
+        return await self._upkeep.holdings()
+
+    async def rebuild(self, tell: Callable[[Rebuilt], None] = _quietly) -> Rebuilt:
         """For a lost catalog.db, see `rebuild`."""
-        return await rebuild(self._store, self._catalog, self._enter)
+        return await rebuild(
+            self._store,
+            self._upkeep,
+            self._enter,
+            now=self._clock(),
+            grace_s=self._grace_s,
+            tell=tell,
+        )
+
+    def _tell_corrupt(self, ref: str, key: str, how: str) -> None:
+        self.corrupted += 1
+        log.error("%s (%s) is corrupt: %s", ref, key, how, extra={"event": "blob_corrupt"})
+
+    async def _owns_store(self) -> bool:
+        if await ownership.belongs(self._store, self._upkeep):
+            return True
+        log.error(
+            "the stored bytes belong to another catalogue: those without a row are left alone;"
+            " if catalog.db was lost, stop the server and run `mentatlab storage rebuild`"
+        )
+        return False
 
     async def _sweep_rows(self, orphaned_before: float, expired_before: float) -> int:
-        while await self._catalog.doom_unneeded(
+        while await self._upkeep.doom(
             orphaned_before=orphaned_before, expired_before=expired_before, limit=_PAGE
         ):
             pass  # a page at a time: others write in between
         swept, after = 0, ""
-        while page := await self._catalog.doomed(after=after, limit=_PAGE):
+        while page := await self._upkeep.doomed(after=after, limit=_PAGE):
             gone = await self._delete(page)
             await self._catalog.forget(gone)
             swept, after = swept + len(gone), page[-1].id
@@ -122,29 +171,58 @@ class Life:
 
     async def _rows(self) -> AsyncIterator[Known]:
         after = ""
-        while page := await self._catalog.known(after=after, limit=_PAGE):
+        while page := await self._upkeep.known(after=after, limit=_PAGE):
             for row in page:
                 yield row
             after = page[-1].key
 
     async def _sweep_orphan(self, info: BlobInfo, before: float) -> bool:
         """Its row may have come since the listing; of an object on its way in it is yet to come."""
-        if info.modified_at >= before or info.key in self._arriving:
+        if info.modified_at >= before or info.key in (*self._arriving, ownership.MARKER):
             return False
-        if await self._catalog.is_expected(info.key):
+        if await self._upkeep.is_expected(info.key) or not await self._is_ours(info.key):
             return False
         await self._store.delete(info.key)
         return True
 
+    async def _is_ours(self, key: str) -> bool:
+        """Not somebody else's in the same bucket."""
+        try:
+            return "ref" in (await self._store.head(key)).meta
+        except (OSError, MentatError) as error:
+            log.warning("%s cannot be looked at now: %s", key, error)
+            return False
+
     async def _confirm_missing(self, row: Known) -> bool:
         """The row may have been read before the object came, or was deleted, properly."""
-        with contextlib.suppress(NotFound):
+        try:
             if (await self._store.head(row.key)).size == row.size:
                 return False
-        if not await self._catalog.mark_corrupt(row.id):
+        except (OSError, MentatError) as error:
+            if not is_damage(error):
+                log.warning("%s cannot be looked at now: %s", row.id, error)
+                return False
+        if not await self._upkeep.mark_corrupt(row.id):
             return False
-        log.error("the bytes of %s (%s) are missing or cut off: it is corrupt", row.id, row.key)
+        self._tell_corrupt(row.id, row.key, "its bytes are missing, or not all there")
         return True
+
+    async def _sweep_uploads(self, before: float) -> int:
+        """Rows first: what they leave in the store has no open upload then."""
+        await self._expire_uploads()
+        swept = 0
+        async for stale in self._store.list_stale_uploads(before=before):
+            if not await self._upkeep.is_upload_open(stale.key, stale.upload_id):
+                swept += await self._abort(stale)
+        return swept
+
+    async def _abort(self, stale: StaleUpload) -> bool:
+        with contextlib.suppress(NotFound):  # another sweeper was first
+            upload = await self._store.resume_upload(stale.upload_id)
+            await upload.abort()
+            await upload.aclose()
+            return True
+        return False
 
 
 def _fits(info: BlobInfo | None, row: Known) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from mentatlab.protocol.errors import Code, Internal, Invalid, NotFound
+from mentatlab.protocol.errors import Code, Invalid, NotFound
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.pins import MEDIA_TYPES, PinType
@@ -22,11 +22,13 @@ from mentatlab.storage.life import GRACE_S, Life
 from mentatlab.storage.local import LocalStore
 from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Durability, Reader
+from mentatlab.storage.previews import Previews
 from mentatlab.storage.probe import Prober
 from mentatlab.storage.reservations import Reservations
 from mentatlab.storage.serving import Serving
 from mentatlab.storage.upload_rows import NO_QUOTA, Quota, UploadRows
 from mentatlab.storage.uploads import Uploads
+from mentatlab.storage.verified import VerifiedReader, damaged
 from mentatlab.storage.workers import media_of
 
 log = logging.getLogger(__name__)
@@ -58,12 +60,19 @@ class StorageManager:
         self._clock = clock
         self._arriving: set[str] = set()  # keys that puts under way will take
         self.serving = Serving(store)
-        self.life = Life(
-            store, catalog, self._enter, arriving=self._arriving, grace_s=grace_s, clock=clock
-        )
+        self.previews = Previews(self, store, catalog, clock=clock)
         rows = UploadRows(catalog.database, quota)
         self._reservations = Reservations(rows, clock)
         self.uploads = Uploads(store, rows, self, self._enter, max_bytes=max_bytes, clock=clock)
+        self.life = Life(
+            store,
+            catalog,
+            self._enter,
+            arriving=self._arriving,
+            expire_uploads=self.uploads.sweep,
+            grace_s=grace_s,
+            clock=clock,
+        )
 
     # --- in
 
@@ -200,15 +209,17 @@ class StorageManager:
         return await self._catalog.page(workspace, limit=limit, before=before, now=self._clock())
 
     async def open(self, blob: Blob, range_: ByteRange | None = None) -> Reader:
-        """`Internal(REFERENCE_CORRUPT)` when the bytes are not what the catalogue says."""
+        """`Internal(REFERENCE_CORRUPT)` when the bytes are not what the catalogue says: here, or,
+        of the whole, before its end."""
+        if blob.state != "ready":
+            raise damaged(blob)
         try:
-            if blob.state == "ready":
-                return await self._store.get(blob.key, range_=range_)
-        except NotFound:
-            await self._catalog.mark_corrupt(blob.id)
-        raise Internal(
-            Code.REFERENCE_CORRUPT, f"the bytes of {blob.id} are damaged", hint="upload it again"
-        )
+            reader = await self._store.get(blob.key, range_=range_)
+        except NotFound as error:
+            await self.get(blob.id, workspace=blob.workspace)  # it may be deleted, properly
+            await self.life.damaged(blob, "its bytes are missing")
+            raise damaged(blob) from error
+        return VerifiedReader(reader, blob, self.life.damaged) if range_ is None else reader
 
     def local_path(self, blob: Blob) -> Path | None:
         return self._store.local_path(blob.key)
@@ -228,6 +239,7 @@ class StorageManager:
         await self._discard(blob.id, blob.key)
 
     async def aclose(self) -> None:
+        await self.previews.aclose()
         await self._prober.aclose()
         await self._store.aclose()
         await self._catalog.aclose()

@@ -1,0 +1,52 @@
+"""Which catalogue a store belongs to.
+
+Bytes without a row are litter only to the catalogue that knows all rows. So the store says whose it
+is: a catalogue that was lost and begun anew, another server that was given the same bucket, or a
+folder that is not mounted, take nothing away and find nothing missing.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from mentatlab.protocol.errors import Conflict, NotFound
+from mentatlab.storage.port import BlobStore
+from mentatlab.storage.upkeep import Upkeep
+
+MARKER = "_mentatlab/catalog"
+"""The key of an object without a row; its `meta` names the catalogue."""
+
+
+async def belongs(store: BlobStore, upkeep: Upkeep) -> bool:
+    """Whether the store is this catalogue's. One that says nothing becomes it, if both are new, or
+    neither is: a homes' from before the marker."""
+    with contextlib.suppress(NotFound):
+        return await _owner(store) == await upkeep.identity()
+    if await upkeep.is_empty() != await _is_empty(store):
+        return False
+    await _mark(store, upkeep)
+    return await _owner(store) == await upkeep.identity()
+
+
+async def take_over(store: BlobStore, upkeep: Upkeep) -> None:
+    """From now on the store is this catalogue's, which knows all of its objects."""
+    await store.delete(MARKER)
+    await _mark(store, upkeep)
+
+
+async def _owner(store: BlobStore) -> str:
+    return (await store.head(MARKER)).meta["catalog"]
+
+
+async def _mark(store: BlobStore, upkeep: Upkeep) -> None:
+    with contextlib.suppress(Conflict):  # another process of this catalogue's, or not
+        await store.put(MARKER, _nothing(), meta={"catalog": await upkeep.identity()})
+
+
+async def _is_empty(store: BlobStore) -> bool:
+    async for _ in store.list():
+        return False
+    return True
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    yield b""
