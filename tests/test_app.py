@@ -13,7 +13,7 @@ from mentatlab import home
 from mentatlab.app import Settings, SharedLog, bind, build, bundled_agents, read_settings, running
 from mentatlab.gateway.server import Tls
 from mentatlab.protocol.errors import Code, Conflict, Invalid
-from mentatlab.storage import StorageManager
+from mentatlab.storage import Quota, StorageManager
 
 
 def test_defaults():
@@ -34,6 +34,8 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         "MENTATLAB_HOSTS": "x.example, y.example",
         "MENTATLAB_RATE": "0",
         "MENTATLAB_MAX_OBJECT": "2GiB",
+        "MENTATLAB_QUOTA_BYTES": "1TB",
+        "MENTATLAB_QUOTA_COUNT": "1000",
         "MENTATLAB_TRANSPORT": "portable",
         "MENTATLAB_TLS_CERT": "/tls/cert.pem",
         "MENTATLAB_TLS_KEY": "/tls/key.pem",
@@ -53,6 +55,7 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
     assert settings.hosts == {"x.example", "y.example"}
     assert (settings.rate, settings.multimodal, settings.streaming) == (0, False, False)
     assert settings.max_object == 2 << 30
+    assert settings.quota == Quota(bytes=10**12, count=1000)
     assert settings.environment["SECRET"] == "s"
     for secret in ("SECRET", "pass", "tttt"):
         assert secret not in repr(settings)
@@ -71,6 +74,8 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         ("MENTATLAB_PORT", "²"),
         ("MENTATLAB_RATE", "fast"),
         ("MENTATLAB_MAX_OBJECT", "large"),
+        ("MENTATLAB_QUOTA_BYTES", "much"),
+        ("MENTATLAB_QUOTA_COUNT", "-1"),
         ("ENABLE_STREAMING", "2"),
         ("MENTATLAB_TRANSPORT", "fast"),
         ("MENTATLAB_TLS_CERT", "/only/one.pem"),

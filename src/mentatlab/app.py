@@ -31,7 +31,7 @@ from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.store import SqliteRunStore
 from mentatlab.sqlite import Database
-from mentatlab.storage import open_local
+from mentatlab.storage import NO_QUOTA, Quota, open_local
 from mentatlab.streams import StreamingConnectionManager, StreamLog, open_hub
 
 DEFAULT_PORT = 7070
@@ -75,6 +75,7 @@ class Settings:
     burst: float = 400.0
     record_rate: float = 0.0  # published records a second and key, 0 = no limit
     max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
+    quota: Quota = NO_QUOTA  # of each workspace
     log: SharedLog | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
     url_keys: UrlKeys | None = field(default=None, repr=False)  # None = made of that secret
@@ -99,8 +100,8 @@ def read_settings(
     tls_key: Path | None = None,
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
-    _RECORD_RATE _MAX_OBJECT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED _TOKEN_SECRET _URL_KEYS
-    _TRANSPORT _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
+    _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
+    _TOKEN_SECRET _URL_KEYS _TRANSPORT _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
     ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
@@ -120,6 +121,10 @@ def read_settings(
         burst=_number(environ, "MENTATLAB_BURST", 400),
         record_rate=_number(environ, "MENTATLAB_RECORD_RATE", 0),
         max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
+        quota=Quota(
+            bytes=_size(environ, "MENTATLAB_QUOTA_BYTES", "0"),
+            count=_number(environ, "MENTATLAB_QUOTA_COUNT", 0),
+        ),
         log=_log(environ),
         token_secret=_secret(environ),
         url_keys=_url_keys(environ),
@@ -274,7 +279,12 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         keys = KeyStore(database)
         await _check_keys(settings, keys)
         storage = await stack.enter_async_context(
-            open_local(place / "blobs", place / "catalog.db", max_bytes=settings.max_object)
+            open_local(
+                place / "blobs",
+                place / "catalog.db",
+                max_bytes=settings.max_object,
+                quota=settings.quota,
+            )
         )
         await stack.enter_async_context(_beside(storage.life.sweep_forever()))
         hub = await _open_streams(settings, secret)

@@ -3,5 +3,6 @@
 from mentatlab.storage.life import Swept
 from mentatlab.storage.manager import StorageManager, open_local, open_memory
 from mentatlab.storage.sources import too_large
+from mentatlab.storage.upload_rows import NO_QUOTA, Quota
 
-__all__ = ["StorageManager", "Swept", "open_local", "open_memory", "too_large"]
+__all__ = ["NO_QUOTA", "Quota", "StorageManager", "Swept", "open_local", "open_memory", "too_large"]
