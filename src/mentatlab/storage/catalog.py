@@ -23,7 +23,10 @@ COLUMNS = (
     "id, workspace, key, type, size, blake3, sha256, mime_type, metadata, state, filename,"
     " created_at, expires_at"
 )
-_INSERT = f"INSERT INTO blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"""
+    INSERT INTO blobs ({COLUMNS}, verified_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 _ORPHAN = """
     UPDATE blobs SET orphaned_at = :now
     WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = :owner)
@@ -58,11 +61,16 @@ class Catalog:
     async def aclose(self) -> None:
         await self._database.aclose()
 
-    async def add(self, blob: Blob, owner: str, *, also: Write = nothing) -> None:
-        """The row together with its first owner, and what `also` writes in the same transaction."""
+    async def add(
+        self, blob: Blob, owner: str, *, also: Write = nothing, verified_at: float | None = None
+    ) -> None:
+        """The row together with its first owner, and what `also` writes in the same transaction.
+
+        `verified_at` None: nobody here has hashed the bytes yet.
+        """
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_INSERT, _values(blob))
+            db.execute(_INSERT, (*_values(blob), verified_at))
             db.execute("INSERT INTO blob_refs VALUES (?, ?)", (owner, blob.id))
             also(db)
 

@@ -268,13 +268,23 @@ class StorageManager:
         return True
 
     async def _enter(
-        self, info: BlobInfo, kind: Kind, owner: str, *, also: Write = nothing
+        self,
+        info: BlobInfo,
+        kind: Kind,
+        owner: str,
+        *,
+        also: Write = nothing,
+        claimed: bool = False,
     ) -> Blob:
-        """Probe stored bytes and write their row together with the owner's."""
+        """Probe stored bytes and write their row together with the owner's.
+
+        `claimed`: their hash is what a client says.
+        """
         found = await self._probe(info, kind.type)
         expect = pin_type(info.meta["expect"])
         blob = _blob(info, final_kind(kind, expect, found), found)
-        await self._catalog.add(blob, owner, also=also)
+        verified_at = None if claimed else self._clock()
+        await self._catalog.add(blob, owner, also=also, verified_at=verified_at)
         return blob
 
     async def _probe(self, info: BlobInfo, type_: PinType) -> dict[str, Any]:

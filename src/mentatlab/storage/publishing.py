@@ -19,7 +19,9 @@ from mentatlab.storage.upload_rows import UploadRow, done
 class Enter(Protocol):
     """Probes stored bytes and writes their row together with the owner's and with `also`."""
 
-    async def __call__(self, info: BlobInfo, kind: Kind, owner: str, *, also: Write) -> Blob: ...
+    async def __call__(
+        self, info: BlobInfo, kind: Kind, owner: str, *, also: Write, claimed: bool
+    ) -> Blob: ...
 
 
 class Publishing:
@@ -62,7 +64,8 @@ class Publishing:
         )
         told = msgspec.structs.replace(info, meta=meta_of(row, now))
         owner = row.claims.owner or f"upload:{row.ref}"
-        await self._enter(told, kind, owner, also=done(finished))
+        claimed = row.mode == "direct" and row.claims.blake3 != ""
+        await self._enter(told, kind, owner, also=done(finished), claimed=claimed)
         return finished
 
     async def _identified(self, info: BlobInfo, claimed: str) -> BlobInfo:
