@@ -52,6 +52,7 @@ class Database:
         before_commit: Callable[[], None] = _nothing,
     ) -> None:
         self.path = path
+        self.commits = 0  # changes before a write is acknowledged: what was read may be old then
         self._schema, self._before_commit = schema, before_commit
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"sqlite-{path.stem}", daemon=True)
@@ -177,6 +178,7 @@ class Database:
             results = [(job, *self._run_job(connection, job)) for job in jobs]
             self._before_commit()
             connection.execute("COMMIT")
+            self.commits += 1
         except BaseException as error:  # noqa: BLE001 — every waiting caller is told
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")

@@ -21,7 +21,7 @@ from mentatlab.gateway import problems
 from mentatlab.gateway.media_headers import clean_name, content_disposition
 from mentatlab.gateway.server import serving
 from mentatlab.gateway.signed_urls import NO_KEYS
-from mentatlab.gateway.storage_download import Access, download_router
+from mentatlab.gateway.storage_download import Access, Downloads, download_router
 from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.gateway.uploader import Uploader
 from mentatlab.storage import StorageManager, open_local, open_memory
@@ -46,7 +46,8 @@ def storage_app(storage: StorageManager) -> FastAPI:
     app = FastAPI()
     problems.install(app)
     app.include_router(storage_router(storage, workspace_of, lambda r: Uploader(workspace_of(r))))
-    app.include_router(download_router(storage, lambda r: Access(workspace_of(r)), NO_KEYS))
+    downloads = Downloads(storage, lambda request: Access(workspace_of(request)))
+    app.include_router(download_router(downloads, NO_KEYS))
     return app
 
 

@@ -18,7 +18,7 @@ from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.runs_routes import runs_router
-from mentatlab.gateway.storage_download import Access, download_router
+from mentatlab.gateway.storage_download import Access, Downloads, DownloadsFirst, download_router
 from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
@@ -68,6 +68,9 @@ def create_gateway(services: Services, admission: Admission, *, multimodal: bool
     install(app)
     for router in _routers(services, admission, multimodal):
         app.include_router(router)
+    downloads = Downloads(services.storage, storage_reader)
+    app.include_router(download_router(downloads, admission.rules.url_keys))  # `/{ref}` comes last
+    app.add_middleware(DownloadsFirst, downloads=downloads)
     app.add_middleware(AdmissionMiddleware, admission=admission)
     app.add_middleware(TusMiddleware)
     app.add_middleware(
@@ -94,8 +97,6 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         stream_router(services.hub, admission),
         portable_router(services.connections),
         system_router(services.agents, services.connections, admission.book),
-        # last of storage's: its `/{ref}` would take the other paths
-        download_router(services.storage, storage_reader, admission.rules.url_keys),
     ]
 
 

@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ from urllib.parse import unquote
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mentatlab.gateway.admission import headers_too_large, too_long
@@ -26,6 +28,7 @@ from mentatlab.gateway.stream_access import first_of
 from mentatlab.gateway.stream_frames import MAX_MESSAGE_BYTES
 from mentatlab.gateway.stream_sse_raw import RawEvents, is_ours
 from mentatlab.gateway.streams import Streams, peer_of
+from mentatlab.gateway.zero_copy import AVAILABLE, ZeroCopy
 from mentatlab.protocol.errors import Code, Invalid, MentatError
 
 try:
@@ -38,6 +41,7 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_URL_BYTES = 8000
 """Encoded; admission has closer limits. uvicorn's own WebSockets stop at 8192 without a word."""
 DRAIN_S = 5
+_THREADS = 4
 _STREAMS_PATH = STREAMS_PATH.encode()
 
 log = logging.getLogger("mentatlab.gateway")
@@ -72,7 +76,7 @@ class _Server(uvicorn.Server):
 class _Http(HttpToolsProtocol):
     """Bounds a request's head: the parser would keep whatever comes, for as long as it comes.
 
-    With `streams` it hands SSE over when nothing else is under way.
+    With `streams` it hands SSE over when nothing else is under way. `threads` send files.
     """
 
     _in_head = False
@@ -81,9 +85,12 @@ class _Http(HttpToolsProtocol):
     _fault: MentatError | None = None  # what is wrong with the head, when it is not its form
     _followed: Head | None = None
 
-    def __init__(self, streams: Streams | None, **options: Any) -> None:
+    _running: RequestResponseCycle | None = None  # `cycle` may be one that waits behind it
+    _sending: ZeroCopy | None = None
+
+    def __init__(self, streams: Streams | None, threads: Executor, **options: Any) -> None:
         super().__init__(**options)
-        self._streams = streams
+        self._streams, self._threads = streams, threads
 
     def on_message_begin(self) -> None:
         self._in_head, self._received, self._kept = True, 0, 0
@@ -127,14 +134,28 @@ class _Http(HttpToolsProtocol):
             self._fault = headers_too_large()
             self.send_400_response("")
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        if AVAILABLE and self.scheme == "http":
+            app = self._sending = ZeroCopy(app, cycle, self.flow, self._threads)
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._sending is not None:
+            self._sending.connection_lost()
+
     def send_400_response(self, msg: str) -> None:
-        """Of a head that cannot be read, or that is too large."""
+        """Of a head that cannot be read, or that is too large. Behind an answer that is under way
+        nothing can be said any more."""
         error = self._fault or Invalid(
             Code.INVALID_REQUEST, "the request is not HTTP/1.1", hint="use an HTTP client"
         )
         if self._streams is not None:
             self._streams.admission.unreadable(error, peer_of(self.transport))
-        self.transport.write(bytes_of(error))
+        running = self._running
+        if running is None or running.response_complete or not running.response_started:
+            self.transport.write(bytes_of(error))
         self.transport.close()
 
     def _is_idle(self) -> bool:
@@ -181,7 +202,8 @@ async def serving(
         streams = None
     # what is accepted inherits it; without, an answer in two writes waits 40 ms for an ack
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = _Server(_config(app, streams, tls))
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="files")
+    server = _Server(_config(app, streams, threads, tls))
     # not a task group: the body's errors must leave as they are
     running = asyncio.create_task(server.serve(sockets=[listener]), name="server")
     try:
@@ -191,14 +213,17 @@ async def serving(
         server.should_exit = True
         await drain()
         await running
+        threads.shutdown(wait=False)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.shield(task)
 
 
-def _config(app: ASGIApp, streams: Streams | None, tls: Tls | None) -> uvicorn.Config:
-    http: Any = functools.partial(_Http, streams)
+def _config(
+    app: ASGIApp, streams: Streams | None, threads: Executor, tls: Tls | None
+) -> uvicorn.Config:
+    http: Any = functools.partial(_Http, streams, threads)
     ws: Any = functools.partial(Upgrade, streams) if streams and Upgrade else "websockets-sansio"
     config = uvicorn.Config(
         app,

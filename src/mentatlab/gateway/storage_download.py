@@ -7,17 +7,23 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mentatlab.gateway.media_headers import safe_headers
 from mentatlab.gateway.ranges import CONDITIONS, select
-from mentatlab.gateway.signed_urls import MAX_LIFETIME_S, Grant, Method, UrlKeys, expiry
+from mentatlab.gateway.signed_urls import MAX_LIFETIME_S, PREFIX, Grant, Method, UrlKeys, expiry
+from mentatlab.gateway.storage_answers import FromFile, Streamed, sends_files
 from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.protocol.media import is_ref_id
 from mentatlab.storage import StorageManager
-from mentatlab.storage.port import Blob, Reader
+from mentatlab.storage.port import Blob, ByteRange
+from mentatlab.storage.serving import SMALL
 
+
+class Accel: ...
+
+
+_ELSEWHERE = {"range", "if-none-match"}
 _YEAR_S = 31_536_000
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The bytes"},
@@ -48,18 +54,13 @@ class SignedUrl(BaseModel):
     expires_at: int = Field(description="Unix seconds, rounded up to a quarter of an hour")
 
 
-def download_router(
-    storage: StorageManager, reader_of: Callable[[Request], Access], keys: UrlKeys
-) -> APIRouter:
-    """`reader_of` says whose blobs the caller reads, or raises when he may not."""
+def download_router(downloads: "Downloads", keys: UrlKeys) -> APIRouter:
     router = APIRouter(prefix="/api/v1/storage", tags=["storage"])
 
     @router.get("/{ref}", response_class=Response, responses=_ANSWERS)
     async def download(ref: str, request: Request) -> Response:
         """The bytes, whole or a range of them."""
-        access = reader_of(request)
-        blob = await storage.get(known_ref(ref), workspace=access.workspace)
-        return await _answer(storage, blob, access.grant, request)
+        return await downloads.answer(ref, request)
 
     @router.head("/{ref}", include_in_schema=False)
     async def head(ref: str, request: Request) -> Response:
@@ -68,10 +69,9 @@ def download_router(
     @router.post("/{ref}/sign", response_model=SignedUrl)
     async def sign(ref: str, request: Request, body: SignRequest | None = None) -> Any:
         """An address of this blob that needs no other credential until it expires."""
-        workspace, asked = reader_of(request).workspace, body or SignRequest()
-        blob = await storage.get(known_ref(ref), workspace=workspace)
+        blob, asked = await downloads.find(ref, request), body or SignRequest()
         expires = expiry(time.time(), asked.expires_s)
-        grant = Grant(asked.method, blob.id, workspace, expires, asked.disposition or "")
+        grant = Grant(asked.method, blob.id, blob.workspace, expires, asked.disposition or "")
         return {"url": keys.sign(grant), "expires_at": expires}
 
     return router
@@ -88,36 +88,56 @@ def known_ref(ref: str) -> str:
     )
 
 
-class _BlobResponse(StreamingResponse):
-    """Closes the reader also when the client leaves in the middle."""
+class Downloads:
+    """GET and HEAD of a blob, by the shortest way there is.
 
-    def __init__(self, reader: Reader, status: int, headers: dict[str, str]) -> None:
-        super().__init__(reader, status, headers)
-        self._reader = reader
+    Conditions and ranges are decided here, always against the catalogue; so what a file server or a
+    store is asked to send is what this server would have sent.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._reader.aclose()
+    def __init__(
+        self,
+        storage: StorageManager,
+        reader_of: Callable[[Request], Access],
+        accel: Accel | None = None,
+    ) -> None:
+        self._storage, self._reader_of, self._accel = storage, reader_of, accel
 
+    async def find(self, ref: str, request: Request) -> Blob:
+        return await self._storage.get(known_ref(ref), workspace=self._reader_of(request).workspace)
 
-async def _answer(
-    storage: StorageManager, blob: Blob, grant: Grant | None, request: Request
-) -> Response:
-    method = cast(Literal["GET", "HEAD"], request.method)
-    headers = headers_of(blob, grant, now=time.time())
-    status, span = select(blob.size, headers["ETag"], _conditions(request.headers), method=method)
-    if status in (304, 412):
-        return Response(status_code=status, headers=headers)
-    start, stop = span or (0, blob.size)
-    headers["Content-Length"] = str(stop - start)
-    headers["Content-Type"] = blob.mime_type
-    if status == 206:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
-    if method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    return _BlobResponse(await storage.open(blob, span), status, headers)
+    async def answer(self, ref: str, request: Request) -> Response:
+        access = self._reader_of(request)
+        blob = await self._storage.get(known_ref(ref), workspace=access.workspace)
+        now = time.time()
+        method = cast(Literal["GET", "HEAD"], request.method)
+        conditions = _conditions(request.headers)
+        headers = headers_of(blob, access.grant, now=now)
+        status, span = select(blob.size, headers["ETag"], conditions, method=method)
+        if status in (304, 412):
+            return Response(status_code=status, headers=headers)
+        span = span or ByteRange(0, blob.size)
+        headers["Content-Length"] = str(span.stop - span.start)
+        headers["Content-Type"] = blob.mime_type
+        if status == 206:
+            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{blob.size}"
+        if method == "HEAD":
+            return Response(status_code=status, headers=headers)
+        if blob.state == "ready":
+            if conditions.keys() <= _ELSEWHERE and (
+                found := await self._elsewhere(blob, headers, access.grant, request, now)
+            ):
+                return found
+            if sends_files(request.scope) or span.stop - span.start <= SMALL:
+                opened = await self._storage.serving.open(blob, span)
+                if opened is not None and opened.file is not None:
+                    return FromFile(opened.file, span, status, headers)
+                if opened is not None:
+                    return Response(opened.content, status, headers)
+        return Streamed(await self._storage.open(blob, span), status, headers)
+
+    async def _elsewhere(self, blob, headers, grant, request, now):
+        return None
 
 
 def _conditions(headers: Headers) -> dict[str, str]:
@@ -138,3 +158,19 @@ def headers_of(blob: Blob, grant: Grant | None, *, now: float) -> dict[str, str]
         "Cache-Control": f"{scope}, max-age={age}, immutable",
         **safe_headers(blob.mime_type, blob.filename, grant.disposition if grant else ""),
     }
+
+
+class DownloadsFirst:
+    """ASGI middleware behind admission: a blob that is asked for needs no router (which takes twice
+    as long as all the rest of a small range)."""
+
+    def __init__(self, app: ASGIApp, downloads: Downloads) -> None:
+        self._app, self._downloads = app, downloads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._app
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+            ref = scope["path"].removeprefix(PREFIX)
+            if is_ref_id(ref):
+                answer = await self._downloads.answer(ref, Request(scope, receive))
+        await answer(scope, receive, send)
