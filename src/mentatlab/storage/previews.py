@@ -86,6 +86,11 @@ class Previews:
         made = await self._catalog.preview(blob.id, order.name)
         return made or await asyncio.shield(self._task(order, blob))
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that make them."""
+        return self._workers.pids
+
     async def aclose(self) -> None:
         for task in self._making.values():
             task.cancel()

@@ -51,7 +51,7 @@ def _extremes(image: Image.Image) -> tuple[float, float]:
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile and image.mode in ("L", "RGB", "RGBA", "CMYK"):
         mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        with contextlib.suppress(ImageCms.PyCMSError):  # a profile that is none, or of another kind
+        with contextlib.suppress(OSError, ImageCms.PyCMSError):  # it is none, or of another kind
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             screen = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] — untyped
             if made := ImageCms.profileToProfile(image, own, screen, outputMode=mode):
