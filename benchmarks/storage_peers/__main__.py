@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 
-from benchmarks.storage_peers import local
+from benchmarks.storage_peers import local, s3
 from benchmarks.storage_peers.cores import CORES
 from benchmarks.storage_peers.plan import QUICK, WHOLE, Plan
 
@@ -18,6 +18,8 @@ PARTS = {
     "downloads": local.downloads,
     "ranges": local.ranges,
     "small": local.small,
+    "s3": s3.libraries,
+    "s3-gateway": s3.gateway,
 }
 
 

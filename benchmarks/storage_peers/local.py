@@ -83,12 +83,12 @@ def downloads(plan: Plan, troubles: dict[str, str]) -> None:
 def _download(plan: Plan, subject: Subject, running: Running) -> Transfer:
     with Client(running.url) as client:
         path = subjects.bring(subject, running, client, plan.size)
-        _whole(client, path, plan.size)
-        work = partial(_whole, client, path, plan.size)
+        whole(client, path, plan.size)
+        work = partial(whole, client, path, plan.size)
         return measured(running.pid, plan.size, work, url=f"{running.url}/healthz")
 
 
-def _whole(client: Client, path: str, size: int) -> None:
+def whole(client: Client, path: str, size: int) -> None:
     if (came := client.get(path)) != size:
         raise RuntimeError(f"{came} of {size} bytes came")
 
@@ -104,22 +104,31 @@ def ranges(plan: Plan, troubles: dict[str, str]) -> None:
     rows: list[Row] = []
     for name, some in found.items():
         times = [ms for each in some for ms in each.milliseconds]
-        asked = "<= 0.5 ms" if name == OURS else ""
-        rows.append(Row(name, percentile(times, 50), "ms p50", asked))
-        rows.append(Row(name, percentile(times, 99), "ms p99"))
+        rows += latencies(name, times, asked="<= 0.5 ms" if name == OURS else "")
         rows.append(Row("  its cost each", median(each.cost_ms for each in some), "ms of CPU"))
     show(f"Ranges of {RANGE >> 10} KiB of {plan.size / 1e9:.2f} GB, one after the other", rows)
+
+
+def latencies(name: str, times: list[float], asked: str) -> list[Row]:
+    """`asked`: of the median."""
+    return [
+        Row(name, percentile(times, 50), "ms p50", asked),
+        Row(name, percentile(times, 99), "ms p99"),
+    ]
 
 
 def _ranges(plan: Plan, subject: Subject, running: Running) -> _Ranges:
     with Client(running.url) as client:
         path = subjects.bring(subject, running, client, plan.size)
-        offsets = [n * (plan.size // plan.ranges) for n in range(plan.ranges)]
-        for offset in offsets[:20]:
-            _range_ms(client, path, offset)
+        range_times(client, path, plan.size, 20)
         before = cpu_s(running.pid)
-        times = [_range_ms(client, path, offset) for offset in offsets]
+        times = range_times(client, path, plan.size, plan.ranges)
         return _Ranges(times, (cpu_s(running.pid) - before) / len(times) * 1000)
+
+
+def range_times(client: Client, path: str, size: int, count: int) -> list[float]:
+    """Milliseconds of each, at offsets all over the object."""
+    return [_range_ms(client, path, n * (size - RANGE) // count) for n in range(count)]
 
 
 def _range_ms(client: Client, path: str, offset: int) -> float:

@@ -1,14 +1,16 @@
 """HTTP as the generator speaks it: bytes made beforehand, answers read to their end."""
 
 import http.client
+import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 PIECE = os.urandom(1 << 20)
 """What every body is made of."""
 PATIENCE_S = 120
+_FINE = (200, 201, 204, 206, 307)
 _buffer = bytearray(1 << 18)
 
 
@@ -62,14 +64,25 @@ class Client:
             connection.send(piece)
         return self._answer(method, path)
 
+    def call(self, method: str, path: str, body: Any) -> Any:
+        """JSON both ways."""
+        data = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return json.loads(self.send(method, path, [data], size=len(data), headers=headers).body)
+
     def get(self, path: str, *, headers: dict[str, str] | None = None) -> int:
-        """Bytes that came, and were dropped."""
+        """Bytes that came, and were dropped; another address is followed."""
         self._connection.request("GET", path, headers=headers or {})
-        return self._answer("GET", path, kept=False).took
+        answer = self._answer("GET", path, kept=False)
+        if (address := answer.headers.get("location")) is None:
+            return answer.took
+        with Client(address) as other:
+            place = urlsplit(address)
+            return other.get(f"{place.path}?{place.query}", headers=headers)
 
     def _answer(self, method: str, path: str, *, kept: bool = True) -> Answer:
         answer = self._connection.getresponse()
-        if answer.status >= 300:
+        if answer.status not in _FINE:
             text = answer.read(2000).decode(errors="replace")
             raise RuntimeError(f"{method} {path}: {answer.status} {text}")
         body = answer.read() if kept else b""
