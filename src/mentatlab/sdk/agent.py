@@ -5,17 +5,16 @@ to one invocation (`context`, `params`, the streams) is looked up by the running
 awaited.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterable, Awaitable, Generator, Mapping
+from collections.abc import AsyncIterable, Awaitable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 
 from mentatlab.protocol.media import is_reference
 from mentatlab.protocol.stdio import Context
 from mentatlab.sdk.errors import AgentError as AgentError
-from mentatlab.sdk.files import Source, open_reference, suffix_for, write_output
+from mentatlab.sdk.files import Source, send_output, suffix_for, write_output
 from mentatlab.sdk.invocation import current
+from mentatlab.sdk.opening import OpenMedia
 from mentatlab.sdk.session import run
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -114,13 +113,17 @@ class MultimodalAgent(Agent):
 
     async def download_media(self, ref: Mapping[str, Any]) -> bytes:
         """The whole medium in memory; `open_media` for large ones."""
-        return await asyncio.to_thread(_read, ref)
+        async with self.open_media(ref) as medium:
+            return await medium.read()
 
-    @contextlib.contextmanager
-    def open_media(self, ref: Mapping[str, Any]) -> Generator[BinaryIO]:
-        """A seekable binary file: in place when the medium is on this machine, else by ranges."""
-        with open_reference(ref) as file:
-            yield file
+    def open_media(self, ref: Mapping[str, Any]) -> OpenMedia:
+        """The medium as a seekable binary file: in place when it is on this machine, else by
+        ranges, 8 MiB of it in memory.
+
+        `with` gives the file, for threads and a sync `process`; `async with` one whose `read`,
+        `seek` and iteration are awaited. `AgentError` with a code when it cannot be read.
+        """
+        return OpenMedia(ref)
 
     async def upload_media(
         self, pin: str, data: Source, metadata: Mapping[str, Any] | None = None
@@ -129,19 +132,16 @@ class MultimodalAgent(Agent):
         to stream.
 
         `metadata`: what is known of it, e.g. `{"mimeType": "image/jpeg"}`. The host stores the file
-        once.
+        once. Where host and agent share no folder it travels over HTTP, resumed after cuts.
         """
         invocation = current()
-        folder = Path(invocation.context.out_dir or ".")
+        context = invocation.context
         name = f"{pin}-{invocation.new_file_number()}{suffix_for(data, metadata)}"
-        path = await write_output(folder, name, data)
+        if not context.out_dir and context.url:
+            return await send_output(context.url, context.token, name, data, metadata)
+        path = await write_output(Path(context.out_dir or "."), name, data)
         value: dict[str, Any] = {"path": str(path.absolute())}
         return value | {"metadata": dict(metadata)} if metadata else value
-
-
-def _read(ref: Mapping[str, Any]) -> bytes:
-    with open_reference(ref) as file:
-        return file.read()
 
 
 class StreamingAgent(MultimodalAgent):

@@ -1,29 +1,12 @@
-"""Media in and out of an agent: references are opened in place or by range, outputs are files."""
+"""Media out of an agent: files below its folder, or over HTTP where host and agent share none."""
 
 import asyncio
 import mimetypes
 import shutil
 from collections.abc import AsyncIterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from mentatlab.sdk.errors import AgentError
-
-
-def open_reference(ref: Mapping[str, Any]) -> BinaryIO:
-    """A seekable binary file: the local file of `path`, or `get` read by ranges."""
-    if path := ref.get("path"):
-        return Path(path).open("rb")
-    if url := ref.get("get"):
-        from mentatlab.sdk.block_reader import open_url  # 40 ms that most agents never need
-
-        return open_url(url)
-    raise AgentError(
-        "REFERENCE_INVALID",
-        "this is not a media reference that can be opened here",
-        hint="it needs `path` (a local file) or `get` (a URL)",
-    )
-
+from tempfile import TemporaryDirectory
+from typing import Any
 
 Source = bytes | bytearray | memoryview | str | Path | AsyncIterable[bytes]
 
@@ -37,6 +20,28 @@ async def write_output(folder: Path, name: str, source: Source) -> Path:
                 await asyncio.to_thread(file.write, block)
         return target
     return await asyncio.to_thread(_write, folder, name, source)
+
+
+async def send_output(
+    url: str, token: str, name: str, source: Source, metadata: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The reference under which the server at `url` has stored it."""
+    from mentatlab.sdk.sending import Server, send  # 40 ms that most agents never need
+
+    mime = (metadata or {}).get("mimeType", "")
+    with TemporaryDirectory() as folder:
+        given: bytes | Path
+        if isinstance(source, bytes | bytearray | memoryview):
+            given = bytes(source)
+        elif isinstance(source, str | Path):
+            given = Path(source)
+        else:
+            given = await write_output(Path(folder), name, source)
+        server = Server(url, token)
+        answer = await asyncio.to_thread(send, server, given, filename=name, mime_type=mime)
+    reference: dict[str, Any] = answer["reference"]
+    found = {**(metadata or {}), **reference["ref"].get("metadata", {})}
+    return {**reference, "ref": {**reference["ref"], "metadata": found}}
 
 
 def _target(folder: Path, name: str) -> Path:
