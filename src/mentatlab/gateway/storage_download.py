@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mentatlab.gateway.media_headers import safe_headers
+from mentatlab.gateway.preview_routes import asked_blob
 from mentatlab.gateway.ranges import CONDITIONS, select
 from mentatlab.gateway.signed_urls import MAX_LIFETIME_S, PREFIX, Grant, Method, UrlKeys, expiry
 from mentatlab.gateway.storage_answers import FromFile, Streamed, sends_files
@@ -17,6 +18,7 @@ from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.protocol.media import is_ref_id
 from mentatlab.storage import StorageManager
 from mentatlab.storage.port import Blob, ByteRange
+from mentatlab.storage.previews import Preview, PreviewFormat
 from mentatlab.storage.serving import SMALL
 
 
@@ -30,6 +32,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     206: {"description": "The asked range"},
     304: {"description": "The client has it already"},
     412: {"description": "It is not what the client has"},
+    415: {"description": "There is no such preview of it"},
     416: {"description": "The range lies outside the object"},
 }
 
@@ -58,13 +61,20 @@ def download_router(downloads: "Downloads", keys: UrlKeys) -> APIRouter:
     router = APIRouter(prefix="/api/v1/storage", tags=["storage"])
 
     @router.get("/{ref}", response_class=Response, responses=_ANSWERS)
-    async def download(ref: str, request: Request) -> Response:
-        """The bytes, whole or a range of them."""
+    async def download(
+        ref: str,
+        request: Request,
+        preview: Annotated[Preview | None, Query(description="a small picture instead")] = None,
+        size: Annotated[int, Query(ge=1, le=1024, description="of its longer side, px")] = 256,
+        format: PreviewFormat = "webp",
+    ) -> Response:
+        """The bytes, whole or a range of them; or a preview of them."""
+        del preview, size, format  # read where the router is gone round, too
         return await downloads.answer(ref, request)
 
     @router.head("/{ref}", include_in_schema=False)
     async def head(ref: str, request: Request) -> Response:
-        return await download(ref, request)
+        return await downloads.answer(ref, request)
 
     @router.post("/{ref}/sign", response_model=SignedUrl)
     async def sign(ref: str, request: Request, body: SignRequest | None = None) -> Any:
@@ -108,7 +118,8 @@ class Downloads:
 
     async def answer(self, ref: str, request: Request) -> Response:
         access = self._reader_of(request)
-        blob = await self._storage.get(known_ref(ref), workspace=access.workspace)
+        source = await self._storage.get(known_ref(ref), workspace=access.workspace)
+        blob = await asked_blob(self._storage, source, request.query_params)
         now = time.time()
         method = cast(Literal["GET", "HEAD"], request.method)
         conditions = _conditions(request.headers)
@@ -124,7 +135,8 @@ class Downloads:
         if method == "HEAD":
             return Response(status_code=status, headers=headers)
         if blob.state == "ready":
-            if conditions.keys() <= _ELSEWHERE and (
+            at_home = blob is not source or not conditions.keys() <= _ELSEWHERE
+            if not at_home and (
                 found := await self._elsewhere(blob, headers, access.grant, request, now)
             ):
                 return found
