@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 from tests.support.redis import RedisProcess, redis_server
+from tests.support.seaweed import SeaweedProcess, seaweed_server
 
 from mentatlab.home import default_home
 
@@ -33,4 +34,11 @@ def _the_users_own_home_is_left_alone() -> Iterator[None]:
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     """One for all tests of a process; they have prefixes of their own, and leave it running."""
     with redis_server(tmp_path_factory.mktemp("redis")) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess]:
+    """An S3 server for all tests of a process; each has a bucket or a prefix of its own."""
+    with seaweed_server(tmp_path_factory.mktemp("seaweed")) as process:
         yield process

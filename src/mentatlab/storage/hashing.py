@@ -19,7 +19,7 @@ class ContentHash:
     def has_sha256(self) -> bool:
         return self._sha256 is not None
 
-    def update(self, piece: bytes) -> None:
+    def update(self, piece: bytes | bytearray) -> None:
         self._blake3.update(piece)
         if self._sha256 is not None:
             self._sha256.update(piece)

@@ -1,0 +1,161 @@
+"""Bytes on their way into an object that may need parts: cut, hashed, sent, some at a time."""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+
+from mentatlab.protocol.errors import Code, TooLarge
+from mentatlab.storage.hashing import ContentHash
+from mentatlab.storage.s3_bucket import Bucket
+
+MOST_PARTS = 10_000  # that S3 allows
+_IN_FLIGHT = 4
+_HASHES = 1024  # 2 KB each
+
+Start = Callable[[Coroutine[None, None, None]], Awaitable[None]]
+
+
+class PartWriter:
+    """The bytes of one object from `offset` on. A part that has not arrived stays in memory.
+
+    `begin` opens the multipart upload and gives its id, as soon as a first part is full; with
+    `upload_id` there is one. `hash_` is that of the bytes before `offset`, None when they went
+    unseen; it is brought forward with each full part.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        name: str,
+        begin: Callable[[], Awaitable[str]],
+        hash_: ContentHash | None,
+        *,
+        part_size: int,
+        upload_id: str = "",
+        offset: int = 0,
+    ) -> None:
+        self._bucket, self._name, self._begin = bucket, name, begin
+        self._part_size = part_size
+        self.hash, self.hashed = hash_, offset
+        self._waiting: dict[int, bytearray] = {}  # full parts by number
+        self.upload_id = upload_id
+        self.offset = offset
+        self.rest = bytearray()  # of the part that is not full
+
+    async def write(self, source: AsyncIterator[bytes]) -> None:
+        """All of it is taken; the parts that it fills have arrived. What came before an error of
+        the source is taken too."""
+        failure: Exception | None = None
+        async with _several(_IN_FLIGHT) as start:
+            await self._send_waiting(start)
+            try:
+                async for piece in source:
+                    await self._take(piece, start)
+            except Exception as error:  # noqa: BLE001 — raised below, when the parts are sent
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def restore(self, piece: bytes) -> None:
+        """Bytes that `rest` had before, and that do not fill it."""
+        self.rest += piece
+        self.offset += len(piece)
+
+    async def flush(self) -> None:
+        """All full parts have arrived."""
+        async with _several(_IN_FLIGHT) as start:
+            await self._send_waiting(start)
+
+    async def finish(self) -> None:
+        """All bytes have arrived, in a last and shorter part too."""
+        if self.rest:
+            self._waiting[self._number()], self.rest = self.rest, bytearray()
+        await self.flush()
+
+    async def digest(self) -> tuple[str, str] | None:
+        """(blake3, sha256 or "") of all bytes, None when some went unseen; before `finish`.
+
+        `Invalid(DIGEST_MISMATCH)`.
+        """
+        if self.hash is not None and self.hashed < self.offset:
+            await self._update(self.rest)
+        return None if self.hash is None else self.hash.finish()
+
+    async def _take(self, piece: bytes, start: Start) -> None:
+        view = memoryview(piece)
+        while view:
+            room = self._part_size - len(self.rest)
+            self.rest += view[:room]
+            self.offset += min(room, len(view))
+            view = view[room:]
+            if len(self.rest) == self._part_size:
+                number = self._number()
+                self._waiting[number], self.rest = self.rest, bytearray()
+                await self._update(self._waiting[number])
+                await self._send_waiting(start, number)
+
+    async def _send_waiting(self, start: Start, *numbers: int) -> None:
+        if not self._waiting:
+            return
+        self.upload_id = self.upload_id or await self._begin()
+        for number in numbers or list(self._waiting):
+            await start(self._send(number))
+
+    async def _send(self, number: int) -> None:
+        await self._bucket.put_part(self._name, self.upload_id, number, self._waiting[number])
+        del self._waiting[number]
+
+    async def _update(self, part: bytearray) -> None:
+        """Cancelled in the middle, the hash is lost, and with it the claim to have seen all."""
+        hash_, self.hash = self.hash, None
+        if hash_ is not None:
+            await asyncio.to_thread(hash_.update, part)
+            self.hash, self.hashed = hash_, self.hashed + len(part)
+
+    def _number(self) -> int:
+        """Of the part that `rest` is."""
+        refuse_too_many(self.offset, self._part_size)
+        return (self.offset - 1) // self._part_size + 1
+
+
+class Hashes:
+    """Of the last uploads that were let go, in memory: the state of a hash cannot be stored."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, tuple[int, ContentHash]] = OrderedDict()
+
+    def keep(self, id_: str, writer: PartWriter) -> None:
+        if writer.hash is not None:
+            self._states[id_] = writer.hashed, writer.hash
+        while len(self._states) > _HASHES:
+            self._states.popitem(last=False)
+
+    def take(self, id_: str, offset: int) -> ContentHash | None:
+        """Of the bytes before `offset`; None when they went unseen."""
+        hashed, hash_ = self._states.pop(id_, (0, None))
+        if offset == 0:
+            return ContentHash(sha256=False, expected_sha256=None)
+        return hash_ if hashed == offset else None
+
+
+def refuse_too_many(size: int, part_size: int) -> None:
+    """`TooLarge(PAYLOAD_TOO_LARGE)`"""
+    if size > (most := MOST_PARTS * part_size):
+        raise TooLarge(Code.PAYLOAD_TOO_LARGE, f"an object in S3 has at most {most} bytes here")
+
+
+@contextlib.asynccontextmanager
+async def _several(limit: int) -> AsyncGenerator[Start]:
+    """Starts tasks, `limit` at a time; all end before it is left. Errors stay as they are."""
+    places = asyncio.Semaphore(limit)
+
+    async def start(work: Coroutine[None, None, None]) -> None:
+        await places.acquire()
+        group.create_task(work).add_done_callback(lambda _: places.release())
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield start
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
