@@ -11,13 +11,13 @@ from mentatlab.gateway.stream_frames import (
     TEXT,
     Fragments,
     WebSocketError,
-    frame_of,
     frames_of,
     header,
     text_frame,
     texts_of,
     utf8,
 )
+from mentatlab.gateway.streams import Shared
 from mentatlab.protocol.records import RecordType
 from mentatlab.streams.buffer import Item
 from mentatlab.streams.port import Entry
@@ -35,12 +35,20 @@ def test_headers_are_as_the_rfc_has_them(opcode: int, size: int) -> None:
     assert header(opcode, size) + body == websocket_frame(opcode, body, mask=False)
 
 
-def test_a_record_is_framed_once() -> None:
-    one = item(b'{"a":1}')
-    assert frame_of(one) == text_frame(b'{"a":1}')
-    assert frame_of(one) is frame_of(one)
-    assert frames_of([one, item(b"{}")], False) == frame_of(one) + text_frame(b"{}")
-    assert frames_of([one, item(b"{}")], True) == text_frame(b'{"a":1}\n{}')
+def test_records_are_framed_each_or_joined() -> None:
+    one, two = item(b'{"a":1}'), item(b"{}")
+    for joined in (False, True):
+        assert frames_of([one], joined) == text_frame(b'{"a":1}')
+    assert frames_of([one, two], False) == text_frame(b'{"a":1}') + text_frame(b"{}")
+    assert frames_of([one, two], True) == text_frame(b'{"a":1}\n{}')
+
+
+def test_what_many_readers_get_is_made_once() -> None:
+    shared, items = Shared(), [item(b"{}")]
+    made = shared.of(False, items, frames_of, False)
+    assert made == text_frame(b"{}")
+    assert shared.of(False, items, frames_of, False) is made
+    assert shared.of(False, [item(b"{}")], frames_of, False) is not made
 
 
 @given(st.lists(st.integers(1, 2 * JOINED_BYTES), min_size=1, max_size=12))

@@ -9,7 +9,7 @@ import pytest
 from tests.support.links import SECRET, authority, events
 
 from mentatlab.gateway.stream_connections import Connections
-from mentatlab.gateway.stream_sse import EventFeed, chunk_of, event_of, follow
+from mentatlab.gateway.stream_sse import EventFeed, chunk, event_of, follow
 from mentatlab.gateway.stream_wire import Timing
 from mentatlab.protocol.errors import Forbidden, Invalid, NotFound
 from mentatlab.protocol.records import Draft, data_draft
@@ -161,12 +161,11 @@ async def test_refusals_come_before_the_answer(hub: StreamingConnectionManager) 
     assert hub.statistics().subscriptions == 0
 
 
-async def test_a_chunk_is_made_once(hub: StreamingConnectionManager) -> None:
+async def test_an_event_is_a_record_with_its_cursor(hub: StreamingConnectionManager) -> None:
     session = await hub.create_stream("me", "out")
     appended = await session.publish(data_draft("é\n"))
     item = by_sequence(appended.entries[0])
     event = event_of(item, 7)
     assert event.startswith(b"id: 7:2\nevent: stream_data\ndata: {")
     assert event.count(b"\n") == 4
-    assert chunk_of(item, 7) == b"%x\r\n%b\r\n" % (len(event), event)
-    assert chunk_of(item, 7) is chunk_of(item, 7)
+    assert chunk(event) == b"%x\r\n%b\r\n" % (len(event), event)

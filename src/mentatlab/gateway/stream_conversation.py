@@ -41,10 +41,7 @@ class Link(Protocol):
         ...
 
     def send_items(self, items: Sequence[Item], *, joined: bool) -> None:
-        """Records as text frames, their JSON; `joined`: by newlines, up to 64 KiB a frame.
-
-        `Item.text` may keep the whole frame of one for all readers.
-        """
+        """Records as text frames, their JSON; `joined`: by newlines, up to 64 KiB a frame."""
         ...
 
     def send_binary(self, parts: Sequence[bytes | memoryview]) -> None:

@@ -87,13 +87,10 @@ def texts_of(items: Sequence[Item]) -> list[bytes]:
 
 def frames_of(items: Sequence[Item], joined: bool) -> bytes:
     """The records as text frames, one behind the other."""
-    if not joined:
-        return b"".join([frame_of(item) for item in items])
-    return b"".join(map(text_frame, texts_of(items)))
-
-
-def frame_of(item: Item) -> bytes:
-    """A text frame, made once for all readers."""
-    if item.text is None:
-        item.text = text_frame(item.json)
-    return item.text
+    if len(items) == 1:
+        return text_frame(items[0].entry.json)
+    parts: list[bytes] = []
+    for text in texts_of(items) if joined else [item.entry.json for item in items]:
+        parts.append(header(TEXT, len(text)))
+        parts.append(text)
+    return b"".join(parts)

@@ -33,7 +33,6 @@ from mentatlab.gateway.stream_frames import (
     TEXT,
     Fragments,
     WebSocketError,
-    frame_of,
     frames_of,
     header,
     text_frame,
@@ -320,11 +319,7 @@ class Socket(WSListener):
             self._transport.write(text_frame(text))
 
     def send_items(self, items: Sequence[Item], *, joined: bool) -> None:
-        if self.closing:
-            return
-        if len(items) == 1:
-            self._transport.write(frame_of(items[0]))
-        else:
+        if not self.closing:
             self._transport.write(self._streams.shared.of(joined, items, frames_of, joined))
 
     def send_binary(self, parts: Sequence[bytes | memoryview]) -> None:

@@ -54,13 +54,6 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def chunk_of(item: Item, epoch: int) -> bytes:
-    """`event_of` as one chunk, made once for all readers."""
-    if item.event is None:
-        item.event = chunk(event_of(item, epoch))
-    return item.event
-
-
 class EventLink(Protocol):
     """An answer as a feed sees it. After `finish` or `lost` its methods do nothing."""
 
@@ -79,7 +72,7 @@ class EventLink(Protocol):
         ...
 
     def send_items(self, items: Sequence[Item], epoch: int) -> None:
-        """Records: `event_of` or `chunk_of` each."""
+        """Records: `event_of` each."""
         ...
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from mentatlab.gateway.admission import Visit
 from mentatlab.gateway.compress import accepts_gzip
 from mentatlab.gateway.head import Head
 from mentatlab.gateway.problems import bytes_of, status_of, unexpected
-from mentatlab.gateway.stream_sse import HEADERS, EventFeed, chunk, chunk_of, follow
+from mentatlab.gateway.stream_sse import HEADERS, EventFeed, chunk, event_of, follow
 from mentatlab.gateway.stream_tasks import Tasks
 from mentatlab.gateway.streams import CLOSE_S, WRITE_LIMIT, Streams, peer_of
 from mentatlab.protocol.errors import MentatError
@@ -157,7 +157,7 @@ class RawEvents(asyncio.Protocol):
 
 
 def _chunks(items: Sequence[Item], epoch: int) -> bytes:
-    return b"".join([chunk_of(item, epoch) for item in items])
+    return b"".join([chunk(event_of(item, epoch)) for item in items])
 
 
 def _head(status: str, headers: Iterable[tuple[str, str]]) -> bytes:

@@ -214,7 +214,7 @@ class Message(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def kind(self) -> str:
-        return self.type or self.event_type or RecordType.DATA
+        return self.type or self.event_type or "stream_data"
 
 
 class _DataPayload(msgspec.Struct, gc=False):
@@ -241,6 +241,7 @@ _error_payload = msgspec.json.Decoder(_ErrorPayload).decode
 _end_payload = msgspec.json.Decoder(_EndPayload).decode
 _COMPLETE = msgspec.Raw(b'{"reason":"complete"}')
 _MISSING = (_ABSENT, msgspec.Raw(b"null"))
+_DATA = RecordType.DATA
 _SEND_DATA = 'send {"type": "stream_data", "payload": {"data": …}}'
 _SEND_END = (
     'send {"type": "stream_end", "payload": {"reason": "complete"}}; or cancelled, or aborted'
@@ -262,10 +263,9 @@ def draft_of(message: Message) -> Draft:
     Only data, end and error may be published from outside; everything else raises
     `Invalid(STREAM_RECORD_INVALID)`.
     """
-    kind = message.kind
+    kind, type_ = message.kind, _DATA
     if kind == "stream_data":
         payload = _checked_data(message.payload, message.data)
-        type_ = RecordType.DATA
     elif kind == "stream_end":
         payload = message.data if message.payload in _MISSING else message.payload
         payload = _COMPLETE if payload in _MISSING else payload

@@ -19,16 +19,10 @@ Wake = Callable[[], None]
 
 
 class Item(msgspec.Struct, gc=False, eq=False):
-    """A record with its position in the feed (sequence or rseq).
-
-    `text` and `event` are what transports make of it once for all readers: a WebSocket frame, an
-    SSE chunk.
-    """
+    """A record with its position in the feed (sequence or rseq)."""
 
     position: int
     entry: Entry
-    text: bytes | None = None
-    event: bytes | None = None
 
     @property
     def json(self) -> bytes:
@@ -52,11 +46,11 @@ class Items(list[Item]):
         super().__init__(items)
         texts = frames = replaced = 0  # the JSON of binary records is not sent with their frames
         for item in self:
-            entry = item.entry
-            texts += len(entry.json)
-            if entry.frame is not None:
-                frames += len(entry.frame)
-                replaced += len(entry.json)
+            json, frame = item.entry.json, item.entry.frame
+            texts += len(json)
+            if frame is not None:
+                frames += len(frame)
+                replaced += len(json)
         self.bytes, self.framed = texts + frames, frames > 0
         self._sizes = texts, texts - replaced + frames
 
@@ -83,7 +77,8 @@ class Tail:
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
         self._bytes = 0
-        self._last = NOTHING  # the newest, for those who wait for it
+        self.last = NOTHING
+        """The newest, as they came together, for those who wait for them."""
         self.position: int = -1  # of the newest item; -1 = the log must be asked
         self.untouched = True
         self.listeners: dict[Listener, None] = {}
@@ -110,13 +105,13 @@ class Tail:
         self._bytes += items.bytes
         while self._bytes > TAIL_BYTES and len(self._items) > 1:
             self._bytes -= self._items.popleft().entry.length
-        self._last = items
+        self.last = items
 
     def clear(self) -> None:
         """What there is must be read from the log."""
         self.untouched = False
         self._items.clear()
-        self._last = NOTHING
+        self.last = NOTHING
         self.position = -1
         self._bytes = 0
 
@@ -131,7 +126,7 @@ class Tail:
         first = self._items[0].position
         if after + 1 < first:
             return None
-        last = self._last
+        last = self.last
         if last and last[0].position == after + 1:  # a reader who keeps up
             return last if last.size(binary) <= max_bytes else within(last, max_bytes, binary)
         found = (self._items[at] for at in range(after + 1 - first, len(self._items)))

@@ -164,6 +164,8 @@ def _check_order(lane: Lane, drafts: Sequence[Draft]) -> None:
         )
     if lane.head == 0 and drafts[0].type is not RecordType.START:
         raise malformed("a lane begins with stream_start")
+    if len(drafts) == 1:
+        return
     for draft in drafts[1:]:
         if draft.type is RecordType.START:
             raise malformed("stream_start is the first record of its batch")
@@ -189,7 +191,7 @@ class _Batch:
     """The new entries, and what of the lane they change."""
 
     __slots__ = (
-        "_bytes", "_chunks", "_key", "_lane", "_names", "_now", "_rseq", "_stamp", "_time_ms",
+        "_bytes", "_chunks", "_key", "_lane", "_middle", "_names", "_now", "_rseq", "_time_ms",
         "entries", "head", "kept",
     )  # fmt: skip
 
@@ -199,31 +201,32 @@ class _Batch:
         self.head, self.kept = lane.head, lane.kept
         self._chunks, self._bytes, self._key = lane.chunks, lane.bytes, lane.key
         self._now, self._time_ms, self._rseq = now, int(now * 1000), rseq
-        self._stamp = _stamp(self._time_ms)
         self._names = _names(lane.stream_id, lane.run_id, lane.node_id, lane.pin_name)
+        self._middle = _middle(self._time_ms)
 
     def add(self, drafts: Sequence[Draft], measure: Measure) -> None:
-        lane, rseq, stamp = self._lane, self._rseq, self._stamp
+        lane, rseq, time_ms = self._lane, self._rseq, self._time_ms
+        names, middle, entries = self._names, self._middle, self.entries
         for draft in drafts:
-            sequence, kind = self.head + 1, draft.type
+            self.head = sequence = self.head + 1
+            kind = draft.type
             if rseq is not None:
                 rseq = self._rseq = rseq + 1
             payload, frame, size = self._encoded(draft, sequence)
-            text = b'{"type":"%b",%b,"sequence":%d,"timestamp":"%b","payload":%b%b}' % (
-                _TYPE[kind], self._names, sequence, stamp, payload, _more(draft, rseq),
-            )  # fmt: skip
-            entry = Entry(
-                lane.stream_id, lane.run_id, kind, sequence, rseq, self._time_ms, size, text, frame
+            text = b"".join(
+                (_HEAD[kind], names, b"%d" % sequence, middle, payload, _end(draft, rseq))
             )
-            self.entries.append(entry)
-            self.head = sequence
+            entry = Entry(
+                lane.stream_id, lane.run_id, kind, sequence, rseq, time_ms, size, text, frame
+            )
+            entries.append(entry)
             self.kept += len(text) if frame is None else entry.length
-            if kind is RecordType.DATA:
+            if kind is _DATA:
                 self._chunks += 1
                 self._bytes += size
                 if frame is not None and entry.key:
                     self._key = sequence
-            elif kind is RecordType.START:
+            elif kind is _START:
                 lane = self._lane = _restart(lane, draft, entry, measure)
                 self._chunks, self._bytes = lane.chunks, lane.bytes
 
@@ -251,12 +254,12 @@ class _Batch:
         """The payload's JSON, the binary record's frame, and the bytes that count."""
         if draft.body is not None:
             return self._encoded_binary(draft, draft.body, sequence)
-        if draft.type is RecordType.END:
+        if draft.type is _STREAM_END:
             encoded = _encode(self._counted(draft))
-        elif isinstance(draft.payload, msgspec.Raw):
-            encoded = bytes(draft.payload)
+        elif isinstance(payload := draft.payload, msgspec.Raw):
+            encoded = bytes(payload)
         else:
-            encoded = _encode(draft.payload)
+            encoded = _encode(payload)
         size = len(encoded)
         if size > MAX_RECORD_BYTES:
             raise too_large(size)
@@ -298,11 +301,11 @@ class _Batch:
         return {"reason": "complete", **draft.values, **counted}
 
 
-def _more(draft: Draft, rseq: int | None) -> bytes:
-    """The optional members, each with its comma."""
+def _end(draft: Draft, rseq: int | None) -> bytes:
+    """The optional members, each with its comma, and the brace."""
     more = b"" if rseq is None else b',"rseq":%d' % rseq
     if draft.pts_us is draft.dur_us is draft.attempt is draft.item is None:
-        return more
+        return more + b"}" if more else b"}"
     for name, value in (
         (b"pts_us", draft.pts_us),
         (b"dur_us", draft.dur_us),
@@ -311,7 +314,7 @@ def _more(draft: Draft, rseq: int | None) -> bytes:
     ):
         if value is not None:
             more += b',"%b":%d' % (name, value)
-    return more
+    return more + b"}"
 
 
 def _encode(payload: dict[str, Any]) -> bytes:
@@ -345,7 +348,8 @@ def _resume_from(payload: dict[str, Any]) -> int:
     return payload.get("metadata", {}).get("resume_from", 0)
 
 
-_TYPE = {kind: kind.value.encode() for kind in RecordType}
+_DATA, _START, _STREAM_END = RecordType.DATA, RecordType.START, RecordType.END
+_HEAD = {kind: b'{"type":"%b",' % kind.value.encode() for kind in RecordType}
 _STATE_AFTER: dict[RecordType, LaneState] = {
     RecordType.START: "open",
     RecordType.DATA: "open",
@@ -354,9 +358,11 @@ _STATE_AFTER: dict[RecordType, LaneState] = {
 }
 
 
-def _stamp(time_ms: int) -> bytes:
+@functools.lru_cache(maxsize=4)
+def _middle(time_ms: int) -> bytes:
+    """Between the sequence and the payload."""
     second, ms = divmod(time_ms, 1000)
-    return b"%b.%03dZ" % (_to_the_second(second), ms)
+    return b',"timestamp":"%b.%03dZ","payload":' % (_to_the_second(second), ms)
 
 
 @functools.lru_cache(maxsize=4)
@@ -366,9 +372,9 @@ def _to_the_second(time_s: int) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _names(stream_id: str, run_id: str, node_id: str, pin_name: str) -> bytes:
-    """The members that all records of a lane share."""
+    """The members that all records of a lane share, up to the sequence."""
     names = {"stream_id": stream_id, "run_id": run_id, "node_id": node_id, "pin_name": pin_name}
-    return _encode_json(names)[1:-1]
+    return _encode_json(names)[1:-1] + b',"sequence":'
 
 
 def too_large(size: int) -> TooLarge:
