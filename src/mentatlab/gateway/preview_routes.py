@@ -4,14 +4,25 @@ Answered by the download route, as the bytes of the preview's own blob.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.storage import StorageManager
 from mentatlab.storage.port import Blob
-from mentatlab.storage.previews import Preview, PreviewFormat
+from mentatlab.storage.previews import SIZES, Preview, PreviewFormat
 
 T = TypeVar("T", bound=str)
+
+_SIZE = 256  # pixels of the longer side
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "preview": {"type": "string", "enum": get_args(Preview), "description": "a picture instead"},
+    "size": {"type": "integer", "minimum": 1, "maximum": SIZES[-1], "default": _SIZE},
+    "format": {"type": "string", "enum": get_args(PreviewFormat), "default": "webp"},
+}
+PREVIEW_QUERY = {
+    "parameters": [{"name": n, "in": "query", "schema": s} for n, s in _PARAMETERS.items()]
+}
+"""For the OpenAPI document; the values are read here, where the router is gone round too."""
 
 
 async def asked_blob(storage: StorageManager, blob: Blob, query: Mapping[str, str]) -> Blob:
@@ -38,7 +49,7 @@ def _one_of(query: Mapping[str, str], name: str, known: tuple[T, ...]) -> T:
 
 
 def _size(query: Mapping[str, str]) -> int:
-    said = query.get("size", "256")
+    said = query.get("size", str(_SIZE))
     if said.isascii() and said.isdecimal():
         return int(said[:9])
     raise Invalid(

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mentatlab.gateway.media_headers import safe_headers
-from mentatlab.gateway.preview_routes import asked_blob
+from mentatlab.gateway.preview_routes import PREVIEW_QUERY, asked_blob
 from mentatlab.gateway.ranges import CONDITIONS, select
 from mentatlab.gateway.signed_urls import MAX_LIFETIME_S, PREFIX, Grant, Method, UrlKeys, expiry
 from mentatlab.gateway.storage_answers import FromFile, Streamed, sends_files
@@ -18,7 +18,6 @@ from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.protocol.media import is_ref_id
 from mentatlab.storage import StorageManager
 from mentatlab.storage.port import Blob, ByteRange
-from mentatlab.storage.previews import Preview, PreviewFormat
 from mentatlab.storage.serving import SMALL
 
 
@@ -60,16 +59,9 @@ class SignedUrl(BaseModel):
 def download_router(downloads: "Downloads", keys: UrlKeys) -> APIRouter:
     router = APIRouter(prefix="/api/v1/storage", tags=["storage"])
 
-    @router.get("/{ref}", response_class=Response, responses=_ANSWERS)
-    async def download(
-        ref: str,
-        request: Request,
-        preview: Annotated[Preview | None, Query(description="a small picture instead")] = None,
-        size: Annotated[int, Query(ge=1, le=1024, description="of its longer side, px")] = 256,
-        format: PreviewFormat = "webp",
-    ) -> Response:
+    @router.get("/{ref}", response_class=Response, responses=_ANSWERS, openapi_extra=PREVIEW_QUERY)
+    async def download(ref: str, request: Request) -> Response:
         """The bytes, whole or a range of them; or a preview of them."""
-        del preview, size, format  # read where the router is gone round, too
         return await downloads.answer(ref, request)
 
     @router.head("/{ref}", include_in_schema=False)
