@@ -32,6 +32,11 @@ def aiohttp() -> list[str]:
     return [str(PYTHON), str(_hub("aiohttp_hub.py"))]
 
 
+def picows() -> list[str]:
+    _pip("picows==2.3.1", "uvloop==0.23.0")
+    return [str(PYTHON), str(_hub("picows_hub.py"))]
+
+
 def ws() -> list[str]:
     return _node("ws@8.23.0", "ws_hub.cjs")
 

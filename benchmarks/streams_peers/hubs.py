@@ -48,6 +48,8 @@ class Hub(NamedTuple):
 
 OURS = "MentatLab"
 CPLUSPLUS = "uWebSockets.js (C++)"
+BARE = "bare picows"
+"""The least that a hub in Python costs."""
 CORES = sorted(os.sched_getaffinity(0))[:2]
 """The server's and the generator's."""
 
@@ -69,6 +71,7 @@ def peers(kind: Kind, troubles: dict[str, str]) -> list[Hub]:
     ]
     if kind == "ws":
         known += [
+            (BARE, fetch.picows, servers.hub, websocket),
             ("NATS, no JSON", fetch.nats, servers.nats, _nats_channels),
             ("Redis, no JSON, no WS", fetch.redis, servers.redis, _redis_channels),
         ]
