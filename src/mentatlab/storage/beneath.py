@@ -27,21 +27,29 @@ def folder(root: Path, names: Sequence[str], *, create: bool = False) -> Generat
 def open_file(root: Path, names: Sequence[str]) -> int:
     """A descriptor for reading; `FileNotFoundError` when it is missing, or a link."""
     with folder(root, names[:-1]) as parent:
-        try:
-            return os.open(names[-1], _FILE, dir_fd=parent)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise FileNotFoundError(errno.ENOENT, "a symbolic link", names[-1]) from error
-            raise
+        return open_in(parent, names[-1])
+
+
+def open_in(parent: int, name: str) -> int:
+    """As `open_file`, in the folder of a descriptor."""
+    try:
+        return os.open(name, _FILE, dir_fd=parent)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileNotFoundError(errno.ENOENT, "a symbolic link", name) from error
+        raise
 
 
 def _enter(parent: int, name: str, *, create: bool) -> int:
-    if create:
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        if not create:
+            raise
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
             os.fsync(parent)
-    try:
-        return os.open(name, _FOLDER, dir_fd=parent)
+        return _enter(parent, name, create=False)
     except OSError as error:  # Linux says ENOTDIR of a link, others ELOOP
         if error.errno == errno.ELOOP:
             raise NotADirectoryError(errno.ENOTDIR, "a symbolic link", name) from error

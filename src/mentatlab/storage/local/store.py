@@ -1,12 +1,13 @@
 """The port, on asyncio: every piece of file work goes to a small pool of threads."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mentatlab.storage import beneath, keys
+from mentatlab.storage import keys
 from mentatlab.storage.copying import copy
 from mentatlab.storage.hashing import ContentHash
 from mentatlab.storage.local.disk import translated
@@ -38,7 +39,7 @@ class LocalStore:
 
     caps = Caps()
 
-    def __init__(self, root: Path, *, min_free_bytes: int = 0, threads: int = 4) -> None:
+    def __init__(self, root: Path, *, min_free_bytes: int = 0, threads: int = 16) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._tree = Tree(root.resolve(), min_free_bytes)
         self._tree.clear_staging()
@@ -125,14 +126,22 @@ class LocalStore:
         path = self._tree.root.joinpath(*keys.encode(key))
         return path if path.is_file() and path.resolve() == path else None
 
+    def upload_path(self, upload_id: str) -> Path | None:
+        name = upload_id.partition(":")[0]
+        path = self._tree.staging / name
+        return path if name.isalnum() and path.is_file() else None
+
     async def aclose(self) -> None:
-        await asyncio.to_thread(self._pool.shutdown)
+        for pool in (self._pool, self._tree.flushers):
+            await asyncio.to_thread(pool.shutdown)
 
     def _submit(self, work: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
         return asyncio.get_running_loop().run_in_executor(self._pool, translated(work), *args)
 
-    def _open(self, key: str, range_: ByteRange | None) -> "LocalReader":
-        info = self._tree.info(key)
-        span = clip(range_, info.size)
-        fd = beneath.open_file(self._tree.root, keys.encode(key))
-        return LocalReader(self._submit, fd, info, span)
+    def _open(self, key: str, range_: ByteRange | None) -> LocalReader:
+        fd, sidecar = self._tree.open(key)
+        try:
+            return LocalReader(self._submit, fd, sidecar.info(), clip(range_, sidecar.size))
+        except BaseException:
+            os.close(fd)
+            raise

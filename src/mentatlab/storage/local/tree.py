@@ -1,12 +1,12 @@
 """The folders of an embedded store: what is published, found, listed and removed. All blocks."""
 
 import contextlib
-import errno
 import os
 import shutil
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -36,6 +36,7 @@ class Tree:
         self.root = root
         self.staging = root / STAGING
         self.writing: set[str] = set()  # names of puts under way in the staging folder
+        self.flushers = ThreadPoolExecutor(2, thread_name_prefix="flush")
         self._links = threading.Lock()
         self._min_free = min_free_bytes
 
@@ -46,18 +47,24 @@ class Tree:
 
     def sidecar(self, key: str) -> Sidecar:
         """Of an object whose bytes are there."""
-        names = keys.encode(key)
+        fd, sidecar = self.open(key)
+        os.close(fd)
+        return sidecar
+
+    def open(self, key: str) -> tuple[int, Sidecar]:
+        """A descriptor of the bytes, which the caller closes."""
+        *folders, name = keys.encode(key)
         try:
-            with beneath.folder(self.root, names[:-1]) as folder:
-                found = _stat_file(names[-1], folder)
-            raw = self._read_sidecar(names)
+            with beneath.folder(self.root, folders) as folder:
+                raw = _read_all(beneath.open_in(folder, _sidecar_name(name)))
+                fd = beneath.open_in(folder, name)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(Code.REFERENCE_NOT_FOUND, f"no object {key!r}") from error
         try:
-            sidecar = msgspec.json.decode(raw, type=Sidecar)
-        except msgspec.DecodeError as error:
-            raise Internal(Code.REFERENCE_CORRUPT, f"the sidecar of {key!r} is damaged") from error
-        return msgspec.structs.replace(sidecar, size=found.st_size, modified_at=found.st_mtime)
+            return fd, _of_file(fd, raw, key)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def exists(self, key: str) -> bool:
         *folders, name = keys.encode(key)
@@ -80,11 +87,6 @@ class Tree:
             if len(infos) == limit:
                 break
         return infos
-
-    def _read_sidecar(self, names: tuple[str, ...]) -> bytes:
-        fd = beneath.open_file(self.root, (*names[:-1], _sidecar_name(names[-1])))
-        with os.fdopen(fd, "rb") as file:
-            return file.read()
 
     # --- changed
 
@@ -238,12 +240,22 @@ def _entries(folder: Path, base: str) -> Iterator[tuple[str, str]]:
                 yield base + keys.decode((entry.name,)) + slash, entry.name
 
 
-def _stat_file(name: str, folder: int) -> os.stat_result:
-    """`FileNotFoundError` for anything but a regular file."""
-    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+def _read_all(fd: int) -> bytes:
+    """And close it."""
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        return file.readall()
+
+
+def _of_file(fd: int, sidecar: bytes, key: str) -> Sidecar:
+    """`NotFound` when it is no regular file, `Internal(REFERENCE_CORRUPT)`"""
+    found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
-        raise FileNotFoundError(errno.ENOENT, "not a regular file", name)
-    return found
+        raise NotFound(Code.REFERENCE_NOT_FOUND, f"no object {key!r}")
+    try:
+        read = msgspec.json.decode(sidecar, type=Sidecar)
+    except msgspec.DecodeError as error:
+        raise Internal(Code.REFERENCE_CORRUPT, f"the sidecar of {key!r} is damaged") from error
+    return msgspec.structs.replace(read, size=found.st_size, modified_at=found.st_mtime)
 
 
 def _stat_or_none(name: str, folder: int) -> os.stat_result | None:

@@ -82,16 +82,15 @@ class StagedUpload(Staged):
                 self.size = self.info.size
                 self.discard()
                 return
-            fd = self._open()
-            if os.fstat(fd).st_size < durable:
+            if os.fstat(self._open()).st_size < durable:
                 self.discard()
                 raise Internal(
                     Code.REFERENCE_CORRUPT,
                     f"of the upload to {self.key!r} bytes are lost that were on disk",
                     hint="upload it again",
                 )
-            os.ftruncate(fd, durable)
-            self.size = self._durable = durable
+            self._durable = durable
+            self.cut(durable)
 
     # --- one connection
 
@@ -100,6 +99,14 @@ class StagedUpload(Staged):
             if self.info is not None:
                 raise already_complete()
             super().write(batch)
+
+    def sync(self) -> None:
+        """What cannot be synced is lost, although it can be read: back to what is durable."""
+        try:
+            super().sync()
+        except OSError:
+            self.cut(self._durable)
+            raise
 
     def checkpoint(self) -> int:
         with self.lock:
