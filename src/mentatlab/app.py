@@ -287,6 +287,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             )
         )
         await stack.enter_async_context(_beside(storage.life.sweep_forever()))
+        await stack.enter_async_context(_beside(storage.life.scrub.run_forever()))
         hub = await _open_streams(settings, secret)
         stack.push_async_callback(hub.aclose)
         await stack.enter_async_context(_beside(hub.sweep_forever()))

@@ -18,6 +18,7 @@ from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.runs_routes import runs_router
+from mentatlab.gateway.storage_admin_routes import storage_admin_router
 from mentatlab.gateway.storage_download import Access, Downloads, DownloadsFirst, download_router
 from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.gateway.stream_connections import Connections
@@ -91,12 +92,13 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         runs_router(services.engine, services.flows, services.agents, multimodal=multimodal),
         run_events_router(services.engine, services.hub),
         storage_router(services.storage, storage_workspace, uploader),
+        storage_admin_router(services.storage),
         uploads_router(services.storage.uploads, uploader, storage_workspace),
         tus_router(services.storage.uploads, uploader),
         keys_router(services.keys),
         stream_router(services.hub, admission),
         portable_router(services.connections),
-        system_router(services.agents, services.connections, admission.book),
+        system_router(services.agents, services.connections, services.storage, admission.book),
     ]
 
 

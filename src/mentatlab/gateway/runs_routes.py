@@ -146,6 +146,11 @@ def runs_router(
     async def cancel(run_id: str, who: Author) -> RunAnswer:
         return _answer(await engine.cancel(run_id, workspace=who.workspace))
 
+    @router.delete("/{run_id}", status_code=204, summary="Delete a run that has ended")
+    async def delete(run_id: str, who: Author) -> None:
+        """With its events and streams. What it stored goes a day later, unless others need it."""
+        await engine.delete(run_id, workspace=who.workspace)
+
     @router.get("/{run_id}/outputs", summary="What has come out so far")
     async def outputs(run_id: str, who: Reader) -> OutputsAnswer:
         run = await engine.get(run_id, workspace=who.workspace)

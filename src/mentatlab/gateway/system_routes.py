@@ -15,6 +15,7 @@ from mentatlab.gateway.identity import Caller, requires
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.protocol.errors import Code, Unavailable
 from mentatlab.runs.registry import AgentRegistry
+from mentatlab.storage import StorageManager
 
 Reader = Annotated[Caller, Depends(requires("read"))]
 DOCS = Path(__file__).with_name("docs.html")
@@ -29,7 +30,9 @@ class Health(BaseModel):
     version: str
 
 
-def system_router(agents: AgentRegistry, connections: Connections, book: Book) -> APIRouter:
+def system_router(
+    agents: AgentRegistry, connections: Connections, storage: StorageManager, book: Book
+) -> APIRouter:
     router = APIRouter(tags=["server"])
     started = time.time()
 
@@ -52,6 +55,7 @@ def system_router(agents: AgentRegistry, connections: Connections, book: Book) -
                 ("start_time_seconds", "When this process began to serve.", [("", started)]),
                 ("agents", "Agents that flows may name.", [("", len(agents.list()))]),
                 *_streams(connections),
+                *await _storage(storage),
                 *_requests(book),
             ]
         )
@@ -95,6 +99,20 @@ def _streams(connections: Connections) -> list[Metric]:
         ),
         ("stream_subscriptions", "Readers of streams.", [("", now.subscriptions)]),
         ("stream_held_bytes", "Bytes read for subscribers, not yet sent.", [("", now.held_bytes)]),
+    ]
+
+
+async def _storage(storage: StorageManager) -> list[Metric]:
+    life = storage.life
+    holdings = await life.holdings()
+    swept = [(f'{{kind="{kind}"}}', float(n)) for kind, n in life.swept.items()]
+    return [
+        ("storage_bytes", "Stored, of all workspaces.", [("", holdings.bytes)]),
+        ("storage_blobs", "The same, counted.", [("", holdings.count)]),
+        ("storage_blobs_corrupt", "Of these, damaged ones.", [("", holdings.corrupt)]),
+        ("storage_corrupted_total", "Found damaged.", [("", life.corrupted)]),
+        ("storage_swept_total", "Removed because nobody needed it.", swept),
+        ("storage_scrubbed_bytes_total", "Read again and verified.", [("", life.scrub.bytes)]),
     ]
 
 

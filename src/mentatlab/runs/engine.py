@@ -30,7 +30,7 @@ from mentatlab.runs import events as ev
 from mentatlab.runs.attempts import Services, fault_of, first_of, internal_fault
 from mentatlab.runs.conductor import Conductor
 from mentatlab.runs.digests import digest_of
-from mentatlab.runs.edges import Edge, MultimodalEdgeProcessor
+from mentatlab.runs.edges import Edge, MultimodalEdgeProcessor, Sign
 from mentatlab.runs.lanes import LOG_PIN, stream_id
 from mentatlab.runs.maps import standing_records
 from mentatlab.runs.registry import AgentRegistry
@@ -39,6 +39,7 @@ from mentatlab.runs.store import Idempotency, RunRow, RunStore, Snapshot, unknow
 from mentatlab.runs.values import Values, check_inputs
 from mentatlab.runs.views import RunView, summary, view
 from mentatlab.storage.port import Storage
+from mentatlab.storage.s3_inputs import S3Inputs
 from mentatlab.streams.hub import StreamingConnectionManager
 
 logger = logging.getLogger(__name__)
@@ -80,11 +81,13 @@ class Engine:
         environment: Mapping[str, str] | None = None,
         secret: bytes = b"",
         url: str = "",
+        sign: Sign | None = None,
+        s3_inputs: S3Inputs | None = None,
         max_runs: int = MAX_RUNS,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.edges = MultimodalEdgeProcessor(storage)
+        self.edges = MultimodalEdgeProcessor(storage, sign=sign, s3_inputs=s3_inputs)
         self._storage = storage
         self._services = Services(
             store=store,
@@ -281,7 +284,11 @@ class Engine:
         plan, snapshot, _ = self._compile(document)
         check_inputs(plan, inputs)
         run_id = new_id("rn")
-        stored = await self._stored_inputs(plan, inputs, run_id, workspace)
+        try:
+            stored = await self._stored_inputs(plan, inputs, run_id, workspace)
+        except BaseException:
+            await asyncio.shield(self._storage.release(f"run:{run_id}"))
+            raise
         row = RunRow(
             id=run_id,
             workspace=workspace,
@@ -335,6 +342,27 @@ class Engine:
             )
         await conductor.cancel()
         return await self.get(run_id, workspace=workspace)
+
+    async def delete(self, run_id: str, *, workspace: str) -> None:
+        """An ended run with its events and streams; what it stored stays as long as others need it.
+
+        `Conflict(RUN_ACTIVE)` before its end. Can be repeated when it was interrupted: the run's
+        row goes last.
+        """
+        row = await self._row(run_id, workspace)
+        if row.state not in RUN_TERMINAL:
+            raise Conflict(
+                Code.RUN_ACTIVE,
+                f"the run {run_id} is {row.state}",
+                hint=f"end it first: `mentatlab runs cancel {run_id}`",
+            )
+        if task := self._tasks.get(run_id):
+            await asyncio.wait([task])  # it is putting its things away
+        for lane in await self._services.hub.lanes(run_id):
+            await self._storage.release(f"stream:{lane.stream_id}")
+        await self._storage.release(f"run:{run_id}")
+        await self._services.hub.delete_run(run_id)
+        await self._services.store.delete(run_id)
 
     async def wait(self, run_id: str, *, workspace: str | None = None) -> RunView:
         """The run when it has ended, with its streams. Cancelling the waiter does not touch the
@@ -436,7 +464,7 @@ class Engine:
                 owner=f"run:{run_id}",
                 now_ms=int(self._services.clock() * 1000),
             )
-            stored[name] = await self.edges.process_edge_data(edge, value)
+            stored[name] = await self.edges.take_input(edge, value)
         return stored
 
     async def _create(

@@ -88,6 +88,10 @@ class RunStore(Protocol):
         """Everything that follows from the run's end is done."""
         ...
 
+    async def delete(self, run_id: str) -> None:
+        """The run, its events and its idempotency key; fine when it is gone."""
+        ...
+
     async def get(self, run_id: str) -> RunRow:
         """`NotFound(RUN_NOT_FOUND)`"""
         ...
@@ -191,6 +195,18 @@ class SqliteRunStore:
 
         await self._db.write(work)
 
+    async def delete(self, run_id: str) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM idempotency WHERE run_id = ?", (run_id,))
+            db.execute("DELETE FROM run_events WHERE run_id = ?", (run_id,))
+            found = db.execute(
+                "DELETE FROM runs WHERE id = ? RETURNING digest", (run_id,)
+            ).fetchone()
+            if found is not None:
+                db.execute(_DROP_SNAPSHOT, (found["digest"],))
+
+        await self._db.write(work)
+
     async def get(self, run_id: str) -> RunRow:
         def work(db: sqlite3.Connection) -> Any:
             return db.execute(f"SELECT {_ROW} FROM runs WHERE id = ?", (run_id,)).fetchone()
@@ -250,6 +266,9 @@ def unknown_run(run_id: str) -> NotFound:
 
 
 _INSERT_EVENT = "INSERT INTO run_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_DROP_SNAPSHOT = """
+    DELETE FROM snapshots WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE digest = ?1)
+"""
 _ITEM_TYPES = tuple(
     str(t.__struct_config__.tag) for t in (ev.NodeSucceeded, ev.NodeFailed, ev.ItemsVoided)
 )

@@ -13,6 +13,7 @@ blob's id, is never used again.
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from typing import NamedTuple
 
@@ -40,6 +41,11 @@ class Swept(NamedTuple):
     orphans: int  # bytes without a row
     missing: int = 0  # rows without their bytes: corrupt now
     uploads: int = 0  # parts of uploads that nobody goes on with
+    foreign: bool = False  # the bytes belong to another catalogue: only rows were looked at
+
+    def counts(self) -> dict[str, int]:
+        """What was removed, by kind."""
+        return {"blob": self.blobs, "orphan": self.orphans, "upload": self.uploads}
 
 
 def _quietly(so_far: Rebuilt) -> None:
@@ -70,7 +76,7 @@ class Life:
         self._clock = clock
         self._sweeping = asyncio.Lock()
         self.scrub = Scrub(store, self._upkeep, self.damaged, clock=clock)
-        self.swept = Swept(0, 0)  # since the process began
+        self.swept = Counter(Swept(0, 0).counts())  # by kind, since the process began
         self.corrupted = 0  # the same
 
     async def sweep(self) -> Swept:
@@ -81,12 +87,13 @@ class Life:
             before = now - self._grace_s
             blobs = await self._sweep_rows(before, now - min(self._grace_s, EXPIRED_GRACE_S))
             orphans = missing = uploads = 0
-            if await self._owns_store():
+            ours = await self._owns_store()
+            if ours:
                 orphans, missing = await self._compare(before)
                 uploads = await self._sweep_uploads(before)
             await self._store.tidy(before=before)
-            swept = Swept(blobs, orphans, missing, uploads)
-            self.swept = Swept(*map(sum, zip(self.swept, swept, strict=True)))
+            swept = Swept(blobs, orphans, missing, uploads, foreign=not ours)
+            self.swept.update(swept.counts())
             return swept
 
     async def sweep_forever(self, *, every_s: float = 3600.0) -> None:
