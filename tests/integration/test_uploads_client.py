@@ -158,14 +158,16 @@ async def test_a_source_that_fails(client: AsyncClient) -> None:
 
 
 async def test_it_gives_up(server: app.App, file: Path) -> None:
-    async with cutting(server.url, seed=1, most_bytes=200) as (url, _):
-        async with AsyncClient(url, key=server.key, give_up_s=0.1) as far:
-            with pytest.raises(Unavailable):
-                await far.upload(file)
-            with pytest.raises(Unavailable):
-                await far.upload(file, resume="up_01JABCDEFGHJKMNPQRSTVWXYZ0")
-            with pytest.raises(Unavailable):
-                await far.download_to("blob_01JABCDEFGHJKMNPQRSTVWXYZ0", file)
+    async with (
+        cutting(server.url, seed=1, most_bytes=200) as (url, _),
+        AsyncClient(url, key=server.key, give_up_s=0.1) as far,
+    ):
+        with pytest.raises(Unavailable):
+            await far.upload(file)
+        with pytest.raises(Unavailable):
+            await far.upload(file, resume="up_01JABCDEFGHJKMNPQRSTVWXYZ0")
+        with pytest.raises(Unavailable):
+            await far.download_to("blob_01JABCDEFGHJKMNPQRSTVWXYZ0", file)
 
 
 class Changing(BytesSource):

@@ -51,7 +51,15 @@ from mentatlab.sdk.uploading import Uploader
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["AsyncClient", "Element", "Gap", "Reset", "StreamFailed", "TruncatedStream"]
+__all__ = [
+    "AsyncClient",
+    "Element",
+    "Gap",
+    "Progress",
+    "Reset",
+    "StreamFailed",
+    "TruncatedStream",
+]
 
 _SILENCE_S = 45.0  # three missed marks
 _CONTROL = ("message", "hello", "mark", "gap")  # no progress
@@ -285,6 +293,11 @@ class AsyncClient:
                 await asyncio.to_thread(part.unlink, missing_ok=True)
             raise
         return await asyncio.to_thread(part.replace, destination)
+
+    async def blob(self, ref: object) -> Answer:
+        """`{"ref", "size", "blake3", "mime_type", "filename"}` of one medium."""
+        downloader = Downloader(self._server, _blob_path(ref), backoff=self._backoff())
+        return {"ref": ref_id_of(ref), **(await downloader.facts())._asdict()}
 
     async def blobs(self, *, limit: int = 50, before: str | None = None) -> Answer:
         """`{"items": […], "next": …}`, newest first."""

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import urljoin
 
 from mentatlab.protocol.errors import Code, Internal, MentatError, RateLimited
@@ -14,9 +14,11 @@ from mentatlab.sdk.backoff import Backoff
 from mentatlab.sdk.groups import task_group
 from mentatlab.sdk.hashing import new_hasher
 from mentatlab.sdk.ranges import (
+    Headers,
     Medium,
     blake3_of,
     cut_off,
+    filename_of,
     range_header,
     refused_by_store,
     through_gateway,
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 BLOCK = 1 << 20
 PIECE = 4 << 20
 """Bytes of one request, where several are under way at once."""
+
+
+class Facts(NamedTuple):
+    size: int  # bytes
+    blake3: str  # hex; "" when it is not told
+    mime_type: str
+    filename: str  # "" when it has none
 
 
 class Downloader:
@@ -58,12 +67,12 @@ class Downloader:
         self, part: Path, *, parallel: int, progress: Progress | None, name: str
     ) -> None:
         """Write the file, going on behind what it has; whole and verified when this returns."""
-        size, blake3 = await self._facts()
-        tally = Tally(size, progress)
-        async with _Part(part, size) as file:
-            await self._fetch(file, size, parallel, tally)
-            if not blake3 or file.blake3 in ("", blake3):
-                tally.done(size)
+        facts = await self.facts()
+        tally = Tally(facts.size, progress)
+        async with _Part(part, facts.size) as file:
+            await self._fetch(file, facts.size, parallel, tally)
+            if not facts.blake3 or file.blake3 in ("", facts.blake3):
+                tally.done(facts.size)
                 return
         await asyncio.to_thread(part.unlink)
         raise Internal(
@@ -72,10 +81,10 @@ class Downloader:
             hint="try again; if it goes on, look at what stands between here and the server",
         )
 
-    async def _facts(self) -> tuple[int, str]:
-        """Size, and blake3 in hex ("" when it is not told), of the gateway: a store does not know.
+    async def facts(self) -> Facts:
+        """As the gateway tells them: a store does not know all.
 
-        By its first byte, since an error that HEAD answers has no words.
+        With the first byte, since an error that HEAD answers has no words.
         """
         url, first = through_gateway(self._path), {"Range": range_header(0, 1)}
         while True:
@@ -83,7 +92,7 @@ class Downloader:
                 async with self._server.ask("GET", url, headers=first) as told:
                     if await self._length(told, url, 0, None) == 1:
                         await told.aread()
-                    return self._medium.size or 0, blake3_of(told.headers.get("etag", ""))
+                    return _facts(self._medium.size or 0, told.headers)
             except CutOff as error:
                 await self._pause(error)
 
@@ -160,6 +169,16 @@ class Downloader:
         elif not self._medium.is_empty(told.status_code, start):
             await self._server.check(told)
         return 0
+
+
+def _facts(size: int, headers: Headers) -> Facts:
+    mime_type = headers.get("content-type", "application/octet-stream")
+    return Facts(
+        size,
+        blake3_of(headers.get("etag", "")),
+        mime_type.partition(";")[0],
+        filename_of(headers.get("content-disposition", "")),
+    )
 
 
 class _Part:
