@@ -69,6 +69,17 @@ def is_ref_id(text: str) -> bool:
     return _REF_ID.fullmatch(text) is not None
 
 
+def s3_address(value: object) -> str | None:
+    """The `s3://bucket/key` that stands where a reference may stand; not yet checked."""
+    match value:
+        case str() if value.startswith("s3://"):
+            return value
+        case {"type": str(), "ref": {"url": str(inner)} | str(inner)}:
+            return s3_address(inner)
+        case _:
+            return None
+
+
 def ref_id_of(value: object) -> str:
     """The ref id in any accepted form of a reference; else `Invalid(REFERENCE_INVALID)`."""
     match value:

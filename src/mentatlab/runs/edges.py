@@ -16,17 +16,20 @@ from typing import Any, TypeGuard
 import msgspec
 
 from mentatlab.protocol.errors import Code, Invalid, TooLarge
-from mentatlab.protocol.media import MediaReference, is_ref_id, is_reference
+from mentatlab.protocol.media import MediaReference, is_ref_id, is_reference, s3_address
 from mentatlab.protocol.pins import BY_REFERENCE, TTL_S, Pin, PinType, parse_size, violations
 from mentatlab.protocol.values import fits, is_object
 from mentatlab.storage.keys import extension, generate_key
 from mentatlab.storage.port import Blob, Storage
+from mentatlab.storage.s3_inputs import S3Inputs, forbidden
 
 MAX_VALUE_BYTES = 32 * 1024
 """A string or JSON value over this is stored and passed by reference."""
 MAX_INLINE_BYTES = 512 * 1024
 """Stored values are inlined for an agent up to this, in total."""
 MAX_BASE64_BYTES = 256 * 1024
+GET_EXPIRES_S = 6 * 3600.0
+"""How long an agent may read by the address that it is given."""
 BY_VALUE = frozenset({PinType.STRING, PinType.JSON})
 
 
@@ -62,9 +65,21 @@ class Budget:
         return True
 
 
+Sign = Callable[[str, str, float], str]
+"""An address that gives the bytes of a blob without another credential, in any of its ranges:
+(workspace, ref, seconds for which it is good)."""
+
+
 class MultimodalEdgeProcessor:
-    def __init__(self, storage: Storage) -> None:
+    """`sign` gives agents an address where the store has no file; `s3_inputs` are the places
+    outside that a run's inputs may lie in, none without it."""
+
+    def __init__(
+        self, storage: Storage, *, sign: Sign | None = None, s3_inputs: S3Inputs | None = None
+    ) -> None:
         self._storage = storage
+        self._sign = sign
+        self._s3_inputs = s3_inputs
 
     async def process_edge_data(self, edge: Edge, data: Any) -> Any:
         """The value as it is recorded: references for media and for what is large, else unchanged.
@@ -83,6 +98,31 @@ class MultimodalEdgeProcessor:
             raise _not_listed(edge.pin, data)
         data = await self._adopt_nested(edge, data)
         return await self._store_large(edge, data)
+
+    async def take_input(self, edge: Edge, data: Any) -> Any:
+        """As `process_edge_data`, of a run's input, which may also be an object in a bucket:
+        `s3://bucket/key` in any form of a reference. It is copied, and is a blob from there on.
+
+        `Forbidden(S3_PREFIX_FORBIDDEN)` when the workspace may not read there.
+        """
+        address = s3_address(data) if edge.pin.item_type in BY_REFERENCE else None
+        if address is None:
+            return await self.process_edge_data(edge, data)
+        if self._s3_inputs is None:
+            raise forbidden(address)
+        filename = address.rpartition("/")[2]
+        blob = await self._storage.store(
+            self._s3_inputs.open(address, workspace=edge.workspace),
+            workspace=edge.workspace,
+            owner=edge.owner,
+            key=_key(edge, Path(filename).suffix.lstrip(".").lower() or "bin"),
+            expect=edge.pin.item_type,
+            declared_mime=_mime(edge.pin, {}),
+            filename=filename,
+            metadata={"source": address, **(_metadata(data) if is_object(data) else {})},
+            ttl_s=_ttl_s(edge.pin),
+        )
+        return blob.reference().to_dict()
 
     async def validate_reference(self, data: Any, *, workspace: str = "default") -> MediaReference:
         """The reference as the catalogue knows it; a caller's own metadata is kept beside what was
@@ -222,9 +262,10 @@ class MultimodalEdgeProcessor:
         return self._located(blob, value)
 
     def _located(self, blob: Blob, value: Any) -> dict[str, Any]:
-        reference = _merged(blob, value)
-        path = self._storage.local_path(blob)
-        return msgspec.structs.replace(reference, path=str(path or "")).to_dict()
+        reference, path, get = _merged(blob, value), self._storage.local_path(blob), ""
+        if path is None and self._sign is not None:
+            get = self._sign(blob.workspace, blob.id, GET_EXPIRES_S)
+        return msgspec.structs.replace(reference, path=str(path or ""), get=get).to_dict()
 
     async def _inline(self, edge: Edge, value: Any, budget: Budget) -> Any:
         blob = await self._storage.get(value, workspace=edge.workspace)

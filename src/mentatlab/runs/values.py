@@ -7,6 +7,7 @@ import msgspec
 
 from mentatlab.flows.plan import Plan, PlanEdge, PlanNode
 from mentatlab.protocol.errors import Code, Problem, ValidationFailed
+from mentatlab.protocol.media import s3_address
 from mentatlab.protocol.pins import BY_REFERENCE, Pin
 from mentatlab.protocol.values import fits
 from mentatlab.runs import events as ev
@@ -91,13 +92,18 @@ def _missing(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
             )
 
 
+def _is_elsewhere(value: Any, pin: Pin) -> bool:
+    """In a bucket: what it is shows when it is taken in."""
+    return pin.type in BY_REFERENCE and s3_address(value) is not None
+
+
 def _mistyped(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
     for name, value in inputs.items():
         wanted = plan.input(name)
         if wanted is None:
             continue
         path, pin = f"/inputs/{_escaped(name)}", wanted.pin
-        if not fits(value, pin.type):
+        if not fits(value, pin.type) and not _is_elsewhere(value, pin):
             shown = msgspec.json.encode(value)[:60].decode(errors="replace")
             yield Problem(
                 Code.RUN_INPUT_TYPE, path, f"{shown} is not of type {pin.type}", _how_to_give(pin)
