@@ -151,7 +151,7 @@ class StorageManager:
         }
         async with (
             self._reservations.hold(workspace, ref, size) as reservation,
-            self._free_key(wanted) as free,
+            self._free_key(wanted, own=key is None) as free,
         ):
             info = await self._store.put(
                 free,
@@ -247,12 +247,13 @@ class StorageManager:
     # --- within
 
     @contextlib.asynccontextmanager
-    async def _free_key(self, key: str) -> AsyncGenerator[str]:
+    async def _free_key(self, key: str, *, own: bool) -> AsyncGenerator[str]:
         """The key, or one beside it when it is taken; nobody else takes it meanwhile.
 
-        Decided before the source is read, since it can be read once only.
+        Decided before the source is read, since it can be read once only. A key with the blob's
+        `own` id in it is free.
         """
-        while await self._is_taken(key):
+        while not own and await self._is_taken(key):
             key = keys.beside(key, secrets.token_hex(2))
         self._arriving.add(key)
         try:
