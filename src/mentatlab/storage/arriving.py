@@ -14,7 +14,7 @@ class Arriving:
     """`source` from `offset` on; a piece that would go beyond `end` is refused and dropped.
 
     `before_piece(total)` is called for each piece, with the offset behind it, and may refuse it.
-    `ended` when the source has said that it is whole.
+    `offset` moves with the pieces; `ended` when the source has said that it is whole.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Arriving:
         before_piece: Callable[[int], Awaitable[None] | None],
     ) -> None:
         self._source = aiter(source)
-        self._offset, self._end, self._limit = offset, end, limit
+        self.offset, self._end, self._limit = offset, end, limit
         self._before_piece = before_piece
         self._kept: list[bytes] = []
         self._error: BaseException | None = None
@@ -65,12 +65,12 @@ class Arriving:
         except StopAsyncIteration:
             self.ended = True
             return None
-        after = self._offset + len(piece)
+        after = self.offset + len(piece)
         self._refuse_beyond(after)
         waiting = self._before_piece(after)
         if waiting is not None:
             await waiting
-        self._offset = after
+        self.offset = after
         return piece
 
     async def _fresh(self) -> bytes:

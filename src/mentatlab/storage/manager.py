@@ -226,6 +226,10 @@ class StorageManager:
 
     # --- life
 
+    async def check(self) -> None:
+        """`Unavailable(STORE_UNAVAILABLE)` with its reason when the store cannot work."""
+        await self._store.check()
+
     async def add_owner(self, blob_id: str, owner: str) -> None:
         await self._catalog.add_owner(blob_id, owner)
 
@@ -318,6 +322,7 @@ async def open_local(
         store, catalog, prober, max_bytes=max_bytes, grace_s=grace_s, clock=clock, quota=quota
     )
     async with contextlib.aclosing(manager):
+        await manager.uploads.take_over()
         yield manager
 
 

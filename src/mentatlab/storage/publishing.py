@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from blake3 import blake3
 
-from mentatlab.protocol.errors import Code, Invalid, UnsupportedMedia
+from mentatlab.protocol.errors import Invalid, UnsupportedMedia
 from mentatlab.storage import sniff
 from mentatlab.storage.catalog import Write
 from mentatlab.storage.kinds import Kind, first_kind
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Upload
 from mentatlab.storage.upload_rows import UploadRow, done
+from mentatlab.storage.upload_rules import check_blake3, meta_of
 
 
 class Enter(Protocol):
@@ -51,7 +52,7 @@ class Publishing:
         self, row: UploadRow, upload_id: str, info: BlobInfo, kind: Kind
     ) -> UploadRow:
         now = self._clock()
-        _check_blake3(info.blake3, row.claims.blake3)
+        check_blake3(info.blake3, row.claims.blake3)
         finished = msgspec.structs.replace(
             row,
             state="done",
@@ -82,35 +83,10 @@ class Publishing:
         return hash_.hexdigest()
 
     async def _kind(self, row: UploadRow, info: BlobInfo) -> Kind:
-        if row.claims.mime:
-            return Kind(row.expect or sniff.family(row.claims.mime), row.claims.mime)
-        if row.mode != "direct":
-            return first_kind(row.claims.head, row.expect)
+        """By the beginning, which is read back unless it has been judged while it came."""
+        mime = row.claims.mime
+        if mime:
+            return Kind(row.expect or sniff.family(mime), mime)
         reader = await self._store.get(info.key, range_=ByteRange(0, sniff.HEAD))
         async with contextlib.aclosing(reader):
             return first_kind(b"".join([chunk async for chunk in reader]), row.expect)
-
-
-def _check_blake3(found: str, claimed: str) -> None:
-    if claimed and found != claimed.lower():
-        raise Invalid(
-            Code.DIGEST_MISMATCH,
-            f"the bytes have blake3 {found}, announced was {claimed}",
-            hint="the upload was damaged on its way; send it again",
-        )
-
-
-def meta_of(row: UploadRow, now: float) -> dict[str, Any]:
-    """What the store keeps beside the bytes, and the blob's row is made of."""
-    claims = dict(row.claims.metadata)
-    if row.claims.declared_mime:
-        claims["declaredMimeType"] = row.claims.declared_mime
-    return {
-        "ref": row.ref,
-        "workspace": row.workspace,
-        "expect": row.expect,
-        "filename": row.filename,
-        "claims": claims,
-        "created_at": now,
-        "expires_at": None if row.ttl_s is None else now + row.ttl_s,
-    }

@@ -21,6 +21,7 @@ class Growth(NamedTuple):
     size: int | None
     mime: str
     filename: str
+    store_id: str  # another one: the upload has begun again
 
 
 class Growths:
@@ -33,7 +34,7 @@ class Growths:
     def of(self, row: UploadRow) -> Growth:
         offset = max(row.offset, self._offsets.get(row.ref, 0))
         mime = row.claims.mime
-        return Growth(row.id, row.state, offset, row.size, mime, row.filename)
+        return Growth(row.id, row.state, offset, row.size, mime, row.filename, row.store_id)
 
     def visible(self, row: UploadRow, offset: int) -> None:
         """So many bytes have been taken."""
@@ -44,10 +45,6 @@ class Growths:
         """It is done, or gone."""
         self._offsets.pop(row.ref, None)
         self._wake(row.ref)
-
-    def paused(self, row: UploadRow) -> None:
-        """What counts from now on is the row."""
-        self._offsets.pop(row.ref, None)
 
     @contextlib.asynccontextmanager
     async def watch(self, ref: str) -> AsyncGenerator[Callable[[], Awaitable[None]]]:

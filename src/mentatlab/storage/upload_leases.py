@@ -10,6 +10,9 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
 
 from mentatlab.protocol.errors import Code, Conflict, Fenced, MentatError
 from mentatlab.storage.turns import Asked, Busy, Turn, Turns
@@ -26,9 +29,13 @@ _POLL_S = 0.25
 class Lease:
     """`row` is the row as its holder knows it. `valid_until` is on the loop's clock."""
 
-    def __init__(self, row: UploadRow, turn: Turn, valid_until: float) -> None:
+    def __init__(self, leases: "Leases", row: UploadRow, turn: Turn, valid_until: float) -> None:
         self.row, self.valid_until = row, valid_until
-        self._turn = turn
+        self._leases, self._turn = leases, turn
+
+    async def record(self, **changes: Any) -> None:
+        """Write the row, with these changes, and that the upload goes on. `Fenced`"""
+        self.row = await self._leases.record(msgspec.structs.replace(self.row, **changes))
 
     def settle(self) -> None:
         """From now on no newcomer may interrupt."""
@@ -41,17 +48,19 @@ class Lease:
 
 
 class Leases:
-    """Those of one process. `clock` gives Unix seconds, which all processes share."""
+    """Those of one process. `clock` gives Unix seconds, which all processes share. `keep_s`: how
+    long an upload waits for its next bytes."""
 
     def __init__(
         self,
         rows: UploadRows,
         clock: Callable[[], float],
         *,
+        keep_s: float,
         lease_s: float = LEASE_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._rows, self._clock = rows, clock
+        self._rows, self._clock, self._keep_s = rows, clock, keep_s
         self._lease_s, self._patience_s = lease_s, patience_s
         self._holder = secrets.token_hex(8)
         self._turns = Turns()
@@ -75,8 +84,14 @@ class Leases:
         except Busy:
             raise _locked(upload_id) from None
 
-    def until(self) -> float:
-        """When a lease that is written now ends, in Unix seconds."""
+    async def record(self, row: UploadRow) -> UploadRow:
+        """The row as it is written: its lease and its time begin anew."""
+        times = {"leased_until": self._until(), "expires_at": self._clock() + self._keep_s}
+        row = msgspec.structs.replace(row, **times)
+        await self._rows.record(row)
+        return row
+
+    def _until(self) -> float:
         return self._clock() + self._lease_s
 
     async def _lease(self, upload_id: str, turn: Turn) -> Lease:
@@ -85,10 +100,10 @@ class Leases:
         while True:
             began = loop.time()
             row = await self._rows.lease(
-                upload_id, self._holder, now=self._clock(), until=self.until()
+                upload_id, self._holder, now=self._clock(), until=self._until()
             )
             if row is not None:
-                return Lease(row, turn, began + self._lease_s)
+                return Lease(self, row, turn, began + self._lease_s)
             if began > give_up:
                 raise Busy
             await asyncio.sleep(_POLL_S)  # another process's, of whose end nobody here hears
@@ -107,7 +122,7 @@ class Leases:
             await asyncio.sleep(self._lease_s / 3)
             began = loop.time()
             try:
-                await self._rows.renew(lease.row.id, lease.row.fence, until=self.until())
+                await self._rows.renew(lease.row.id, lease.row.fence, until=self._until())
             except Fenced:
                 lease.valid_until = 0.0
                 return

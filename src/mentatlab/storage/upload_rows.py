@@ -194,14 +194,20 @@ class UploadRows:
 
         await self._database.write(work)
 
-    async def expired(self, *, now: float, limit: int) -> list[UploadRow]:
-        """Those whose time is over, and which nobody holds."""
+    async def break_leases(self) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE uploads SET holder = '', leased_until = 0 WHERE holder <> ''")
+
+        await self._database.write(work)
+
+    async def expired(self, *, now: float, after: str, limit: int) -> list[UploadRow]:
+        """Those whose time is over, and which nobody holds; in order of their ids."""
         query = f"""
-            SELECT {_COLUMNS} FROM uploads WHERE expires_at <= ? AND leased_until <= ? LIMIT ?
+            SELECT {_COLUMNS} FROM uploads
+            WHERE expires_at <= ? AND leased_until <= ? AND id > ? ORDER BY id LIMIT ?
         """
-        return await self._database.read(
-            lambda db: [_row(r) for r in db.execute(query, (now, now, limit))]
-        )
+        values = (now, now, after, limit)
+        return await self._database.read(lambda db: [_row(r) for r in db.execute(query, values)])
 
     async def usage(self, workspace: str) -> Usage:
         return await self._database.read(lambda db: _usage(db, workspace))
