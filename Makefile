@@ -1,7 +1,7 @@
 # Every target sets itself up from a fresh clone: Python >= 3.11, git and make are enough.
 SHELL := /bin/sh
 PY := .venv/bin/python
-.PHONY: help demo test test-slow check format coverage bench bench-streams bench-chaos lock schemas clean
+.PHONY: help demo test test-slow check format coverage bench bench-streams bench-chaos bench-storage s3 lock schemas clean
 
 help:
 	@echo "make demo      real photo, speech and video through the example agents -> out/demo/"
@@ -12,6 +12,8 @@ help:
 	@echo "make bench     speed, as a table beside the machine's commit latency"
 	@echo "make bench-streams   streams beside FastAPI, aiohttp, Node, NATS, Redis and C++ (ARGS=--quick)"
 	@echo "make bench-chaos     a million records under kill -9, and how available the server was"
+	@echo "make bench-storage   gigabytes in and out beside dd, boto3, aiobotocore, tuspyserver and SeaweedFS (ARGS=--quick)"
+	@echo "make s3        an S3 server for development; prints what to export"
 	@echo "make lock      renew the lock files     make schemas   write schemas/openapi.json"
 
 demo:
@@ -53,6 +55,14 @@ bench-streams:
 bench-chaos:
 	@scripts/setup.sh dev
 	@$(PY) -m benchmarks.streams_chaos $(ARGS)
+
+bench-storage:
+	@scripts/setup.sh dev
+	@$(PY) -m benchmarks.storage_peers $(ARGS)
+
+s3:
+	@scripts/setup.sh dev
+	@$(PY) -m mentatlab.testing.s3_server
 
 # Needs uv; everything else works with plain pip.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
