@@ -1,5 +1,5 @@
-"""References at the edge: never one that was deleted, has expired or is foreign; inputs that lie in a
-bucket; and media that an agent reads by address."""
+"""References at the edge: never one that was deleted, has expired or is foreign; inputs that lie in
+a bucket; and media that an agent reads by address."""
 
 import asyncio
 import io
