@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from mentatlab import home as home_folder
 from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_secret
 from mentatlab.gateway.api import Services, create_gateway, key_lookup
 from mentatlab.gateway.server import Tls, Transport, serving
-from mentatlab.gateway.signed_urls import UrlKeys, own_keys, parse_keys
+from mentatlab.gateway.signed_urls import UrlKeys, UrlSigner, own_keys, parse_keys
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.streams import Streams
 from mentatlab.protocol.errors import Code, Conflict, Invalid
@@ -31,8 +32,10 @@ from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.store import SqliteRunStore
 from mentatlab.sqlite import Database
-from mentatlab.storage import NO_QUOTA, Quota, open_local
-from mentatlab.streams import StreamingConnectionManager, StreamLog, open_hub
+from mentatlab.storage import NO_QUOTA, Choice, Quota, open_storage, read_choice
+from mentatlab.storage.port import BlobStore
+from mentatlab.storage.segments import BlobSegments
+from mentatlab.streams import SegmentFolder, StreamingConnectionManager, StreamLog, open_hub
 
 DEFAULT_PORT = 7070
 BACKLOG = 2048
@@ -75,6 +78,7 @@ class Settings:
     burst: float = 400.0
     record_rate: float = 0.0  # published records a second and key, 0 = no limit
     max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
+    storage: Choice = "local"  # in the home, in memory, or in a bucket
     quota: Quota = NO_QUOTA  # of each workspace
     log: SharedLog | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
@@ -101,8 +105,9 @@ def read_settings(
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
     _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
-    _TOKEN_SECRET _URL_KEYS _TRANSPORT _TLS_CERT _TLS_KEY` and `ENABLE_MULTIMODAL
-    ENABLE_STREAMING`; `Invalid(BAD_SETTING)` names the variable that is wrong.
+    _TOKEN_SECRET _URL_KEYS _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE`, `ENABLE_MULTIMODAL
+    ENABLE_STREAMING` and what `storage.read_choice` reads (`S3_ENDPOINT` …);
+    `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
     """
@@ -121,6 +126,7 @@ def read_settings(
         burst=_number(environ, "MENTATLAB_BURST", 400),
         record_rate=_number(environ, "MENTATLAB_RECORD_RATE", 0),
         max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
+        storage=read_choice(environ),
         quota=Quota(
             bytes=_size(environ, "MENTATLAB_QUOTA_BYTES", "0"),
             count=_number(environ, "MENTATLAB_QUOTA_COUNT", 0),
@@ -278,17 +284,18 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         database = await stack.enter_async_context(Database(place / "runs.db", SCHEMA))
         keys = KeyStore(database)
         await _check_keys(settings, keys)
-        storage = await stack.enter_async_context(
-            open_local(
-                place / "blobs",
-                place / "catalog.db",
+        storage, segments = await stack.enter_async_context(
+            open_storage(
+                settings.storage,
+                place,
+                home_key=key,
                 max_bytes=settings.max_object,
                 quota=settings.quota,
             )
         )
         await stack.enter_async_context(_beside(storage.life.sweep_forever()))
         await stack.enter_async_context(_beside(storage.life.scrub.run_forever()))
-        hub = await _open_streams(settings, secret)
+        hub = await _open_streams(settings, secret, segments)
         stack.push_async_callback(hub.aclose)
         await stack.enter_async_context(_beside(hub.sweep_forever()))
         await stack.enter_async_context(_beside(hub.tidy_forever()))
@@ -308,6 +315,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             environment=settings.environment,
             secret=secret,
             url=settings.url,
+            sign=UrlSigner(url_keys, settings.url, time.time).sign,
         )
         stack.push_async_callback(engine.aclose)
         if settings.recover:
@@ -328,10 +336,14 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         yield App(settings=settings, key=key, services=services, admission=admission, asgi=asgi)
 
 
-async def _open_streams(settings: Settings, secret: bytes) -> StreamingConnectionManager:
+async def _open_streams(
+    settings: Settings, secret: bytes, segments: BlobStore | None
+) -> StreamingConnectionManager:
     """Of this home, or shared with other servers; `Invalid(MISSING_EXTRA | BAD_SETTING)`."""
     if settings.log is None:
-        return await open_hub(settings.home / "streams.db")
+        folder = SegmentFolder(settings.home / "streams-sealed")
+        sealed = folder if segments is None else BlobSegments(segments, earlier=folder)
+        return await open_hub(settings.home / "streams.db", sealed=sealed)
     try:
         redis = importlib.import_module("mentatlab.streams.redis")
     except ModuleNotFoundError as error:

@@ -43,7 +43,7 @@ async def test_a_finished_run_replays_from_the_blob_store(store: BlobStore, tmp_
     before = [await log.read(stream_id, at) for at in range(42)]
     await log.tidy(NOW + 100)
     (held,) = [info async for info in store.list()]
-    assert held.key.startswith("segments/sg_")
+    assert held.key.startswith("sg_")
     assert [await log.read(stream_id, at) for at in range(42)] == before
     await store.delete(held.key)
     with pytest.raises(Gone) as caught:

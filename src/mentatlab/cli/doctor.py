@@ -1,5 +1,7 @@
 """`mentatlab doctor`."""
 
+import asyncio
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -13,11 +15,13 @@ import mentatlab
 from mentatlab import home
 from mentatlab.cli.connect import Target, place_of, target_options
 from mentatlab.cli.output import emit, json_option
+from mentatlab.protocol.errors import MentatError
 
 PARTS = {
     "client": ("click", "httpx2"),
     "server": ("fastapi", "uvicorn", "websockets", "pydantic", "PyYAML", "blake3", "Pillow", "av"),
     "redis": ("redis",),
+    "s3": ("obstore",),
     "agents": ("mentatlab-models", "onnxruntime", "faster-whisper", "numpy"),
 }
 """Extra → the packages that tell whether it is there."""
@@ -37,6 +41,7 @@ def doctor(*, target: Target) -> None:
         "home": str(place),
         "server": server.url if server else None,
         "streams": _streams(os.environ.get("MENTATLAB_LOG") or "sqlite"),
+        "storage": _storage(),
         "missing": {part: lacking for part, names in PARTS.items() if (lacking := _lacking(names))},
     }
     emit(found, lambda: _describe(found))
@@ -49,6 +54,17 @@ def _streams(log: str) -> str:
     address = urlsplit(log)
     place = f"{address.hostname or ''}{f':{address.port}' if address.port else ''}{address.path}"
     return f"{address.scheme}://{place}, shared by its servers; all else is in the home"
+
+
+def _storage() -> str:
+    """Where a server that starts here keeps media, and why it cannot."""
+    try:
+        opening = importlib.import_module("mentatlab.storage.opening")
+        return asyncio.run(opening.describe(opening.read_choice(os.environ)))
+    except ModuleNotFoundError as error:
+        return f"not usable: {error}"
+    except MentatError as error:
+        return f"not usable: {error.message}; {error.hint}"
 
 
 def _lacking(names: tuple[str, ...]) -> list[str]:
@@ -67,6 +83,7 @@ def _describe(found: dict[str, Any]) -> str:
     lines = [f"{name:<10} {found[name]}" for name in ("mentatlab", "python", "sqlite", "home")]
     lines.append(f"server     {found['server'] or 'none runs'}")
     lines.append(f"streams    {found['streams']}")
+    lines.append(f"storage    {found['storage']}")
     for part in PARTS:
         lacking = found["missing"].get(part)
         state = f"lacks {', '.join(lacking)}: pip install 'mentatlab[{part}]'" if lacking else "ok"

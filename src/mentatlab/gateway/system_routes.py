@@ -40,12 +40,13 @@ def system_router(
     async def healthz() -> Health:
         return Health(status="ok", version=mentatlab.__version__)
 
-    @router.get("/readyz", summary="It takes work; 503 while it stops")
+    @router.get("/readyz", summary="It takes work; 503 while it stops, or its store is away")
     async def readyz() -> Health:
         if connections.hub.draining.is_set():
             raise Unavailable(
                 Code.UNAVAILABLE, "the server is stopping", hint="try again when it is up"
             )
+        await storage.check()
         return Health(status="ready", version=mentatlab.__version__)
 
     @router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from mentatlab.storage import s3_upload
+from mentatlab.storage import s3_owner, s3_upload
 from mentatlab.storage.hashing import ContentHash
 from mentatlab.storage.port import (
     BlobInfo,
@@ -20,12 +20,25 @@ from mentatlab.storage.port import (
     Upload,
 )
 from mentatlab.storage.s3_bucket import Bucket
+from mentatlab.storage.s3_login import Login
 from mentatlab.storage.s3_objects import Objects, new_token
 from mentatlab.storage.s3_parts import Hashes, PartWriter, refuse_too_many
 from mentatlab.storage.s3_upload import Plan, S3Upload
 
 T = TypeVar("T")
 PART_BYTES = 16 << 20
+
+
+async def open_store(login: Login, home: str) -> "S3Store":
+    """In the bucket that is this home's alone, see `s3_owner`."""
+    bucket = Bucket(login)
+    try:
+        await bucket.open()
+        await s3_owner.claim(bucket, home)
+    except BaseException:
+        await bucket.aclose()
+        raise
+    return S3Store(bucket)
 
 
 class S3Store:
@@ -41,6 +54,10 @@ class S3Store:
         self._objects = Objects(bucket, prefix)
         self._hashes = Hashes()
         self._held: WeakValueDictionary[str, S3Upload] = WeakValueDictionary()
+
+    def within(self, prefix: str) -> "S3Store":
+        """Another one in the same bucket, which this one neither lists nor sweeps, and closes."""
+        return S3Store(self.bucket, prefix=self.prefix + prefix)
 
     async def put(
         self,
@@ -143,6 +160,10 @@ class S3Store:
 
     def local_path(self, key: str) -> Path | None:
         self._objects.name(key)
+        return None
+
+    def upload_path(self, upload_id: str) -> Path | None:
+        del upload_id
         return None
 
     async def aclose(self) -> None:

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 from mentatlab.protocol.errors import Code, Conflict, NotFound, Unavailable
 from mentatlab.storage import s3_errors
-from mentatlab.storage.s3_http import TRIES, Body, Login, S3Http
+from mentatlab.storage.s3_http import TRIES, Body, S3Http
+from mentatlab.storage.s3_login import Login
 
 COPY_PART = 1 << 30  # bytes that one request copies at most; S3 takes 5 GiB
 _GATHERED = 512 << 10  # bytes read at once
 _LEAVING_S = 0.05
+_CHECK_S = 5.0
 _NEXT_OBJECTS = {"continuation-token": "NextContinuationToken"}
 _PROBE = ".probe/"
 _PROBES = (f"{_PROBE}a-b", f"{_PROBE}a/b")
@@ -259,19 +261,26 @@ class Bucket:
         return {"if-none-match": "*"} if self.minds_conditions else {}
 
     async def check(self) -> None:
-        """`Unavailable(STORE_UNAVAILABLE)` when it is not there, or not ours to list."""
-        await self.http.call("GET", query={"list-type": "2", "max-keys": "1"})
+        """At once: `Unavailable(STORE_UNAVAILABLE)` when it is away, or not ours to list."""
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                await self._list_one(tries=1)
+        except TimeoutError as error:
+            raise s3_errors.unreachable(self.login.endpoint, "no answer in time") from error
 
     async def open(self) -> "Bucket":
-        """As `check`, and the bucket is made when there is none."""
+        """As `check`, with some patience; the bucket is made when there is none."""
         try:
-            await self.check()
+            await self._list_one()
         except Unavailable as error:
             if "NoSuchBucket" not in error.message:
                 raise
             await self._create(error)
         await self._learn()
         return self
+
+    async def _list_one(self, tries: int | None = None) -> None:
+        await self.http.call("GET", query={"list-type": "2", "max-keys": "1"}, tries=tries)
 
     async def _learn(self) -> None:
         """By two small objects, which stay."""

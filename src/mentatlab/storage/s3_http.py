@@ -6,14 +6,14 @@ import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
-from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import httpx2
 
 from mentatlab.protocol.errors import MentatError
 from mentatlab.storage import s3_errors
-from mentatlab.storage.s3_signer import Signer, Target, encode_path
+from mentatlab.storage.s3_login import Login
+from mentatlab.storage.s3_signer import Target
 
 Body = bytes | bytearray
 TRIES = 7  # about 6 s in all when a server is away
@@ -21,34 +21,6 @@ _FIRST_S, _LONGEST_S = 0.1, 3.0  # waits: at most this, doubled each time
 _SLICE = 256 << 10  # bytes of a body handed to the socket at once
 _TIMEOUT = httpx2.Timeout(60.0, connect=5.0, read=300.0, pool=None)
 _LIMITS = httpx2.Limits(max_connections=32, max_keepalive_connections=16)
-
-
-class Login(NamedTuple):
-    """One bucket of one server, and who we are there.
-
-    `public_endpoint` is where clients reach the same server; "" = where we do.
-    """
-
-    endpoint: str
-    access_key: str
-    secret_key: str
-    bucket: str = "mentatlab-media"
-    region: str = "us-east-1"
-    public_endpoint: str = ""
-
-    def __repr__(self) -> str:
-        return f"Login({self.bucket} at {self.endpoint})"
-
-    @property
-    def signer(self) -> Signer:
-        return Signer(self.access_key, self.secret_key, self.region)
-
-    def target(self, name: str, query: Mapping[str, str], *, public: bool = False) -> Target:
-        """An object of the bucket, in path style; "" is the bucket itself."""
-        endpoint = (public and self.public_endpoint) or self.endpoint
-        parts = urlsplit(endpoint)
-        path = encode_path(self.bucket, name) if name else encode_path(self.bucket)
-        return Target(f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/") + path, query)
 
 
 class Answer(NamedTuple):
@@ -77,11 +49,12 @@ class S3Http:
         *,
         headers: Mapping[str, str] | None = None,
         body: Body = b"",
+        tries: int | None = None,
     ) -> Answer:
         """An answer that is no success is raised as `s3_errors.refused` says."""
         target = self.login.target(name, query or {})
         payload = await _sha256(body)
-        waits = _waits(self._tries - 1)
+        waits = _waits((tries or self._tries) - 1)
         while True:
             try:
                 return await self._once(method, target, headers or {}, body, payload)

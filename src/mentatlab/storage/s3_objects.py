@@ -30,7 +30,8 @@ from mentatlab.storage.port import BlobInfo, ByteRange, clip
 from mentatlab.storage.s3_bucket import Bucket, Found
 from mentatlab.storage.s3_http import Body
 
-_BLAKE3, _SHA256, _META, _TOKEN = "mentat-blake3", "mentat-sha256", "mentat-meta", "mentat-token"
+TOKEN = "mentat-token"
+_BLAKE3, _SHA256, _META = "mentat-blake3", "mentat-sha256", "mentat-meta"
 _BESIDE = "beside"  # stands for packed meta that lies in a sidecar
 _MOST_META = 1500  # characters
 _CHUNK = 1 << 20  # bytes given out at once, at most
@@ -101,7 +102,7 @@ class Objects:
             body = msgspec.json.encode(Sidecar(key, meta))
             await self.put_own(f"{SIDECARS}{token}", body)
             packed = _BESIDE
-        return {_META: packed, _TOKEN: token}
+        return {_META: packed, TOKEN: token}
 
     async def put_own(self, name: str, body: bytes) -> None:
         """Replaces."""
@@ -133,7 +134,7 @@ class Objects:
     async def is_ours(self, key: str, token: str) -> bool:
         """Whether the object of the key was made with the token."""
         try:
-            return (await self.bucket.head(self.name(key))).fields.get(_TOKEN) == token
+            return (await self.bucket.head(self.name(key))).fields.get(TOKEN) == token
         except NotFound:
             return False
 
@@ -143,7 +144,7 @@ class Objects:
             found = await self.bucket.head(self.name(key))
         except NotFound:
             return
-        if not but or found.fields.get(_TOKEN) != but:
+        if not but or found.fields.get(TOKEN) != but:
             raise _taken(key)
 
     async def copy(self, source: str, target: str) -> BlobInfo:
@@ -211,7 +212,7 @@ class Objects:
             blake3=fields.get(_BLAKE3, ""),
             sha256=fields.get(_SHA256, ""),
             content_type=found.content_type,
-            meta=await self._meta(fields.get(_META, ""), fields.get(_TOKEN, "")),
+            meta=await self._meta(fields.get(_META, ""), fields.get(TOKEN, "")),
             modified_at=found.modified_at,
         )
 

@@ -7,6 +7,7 @@ from mentatlab.streams.memory import MemoryStreamLog
 from mentatlab.streams.port import Appended, Lane, StreamLog
 from mentatlab.streams.registry import StreamRegistry
 from mentatlab.streams.requests import StreamInitRequest
+from mentatlab.streams.segment_folder import SegmentFolder
 from mentatlab.streams.sqlite import SqliteStreamLog
 from mentatlab.streams.subscription import Subscription
 
@@ -15,6 +16,7 @@ __all__ = [
     "BufferManager",
     "Lane",
     "MemoryStreamLog",
+    "SegmentFolder",
     "SqliteStreamLog",
     "StreamChunk",
     "StreamInitRequest",

@@ -57,6 +57,7 @@ from mentatlab.streams.port import (
     LiveLog,
     Retention,
     Run,
+    SegmentStore,
     StreamLog,
     check_kept,
 )
@@ -540,13 +541,17 @@ class StreamingConnectionManager:
 
 
 async def open_hub(
-    path: Path | None, *, clock: Callable[[], float] = time.time
+    path: Path | None,
+    *,
+    clock: Callable[[], float] = time.time,
+    sealed: SegmentStore | None = None,
 ) -> StreamingConnectionManager:
-    """`path` is the database of the commit lanes; None keeps everything in memory."""
+    """`path` is the database of the commit lanes; None keeps everything in memory. `sealed` is
+    where finished runs go, by default a folder beside it."""
     memory = MemoryStreamLog(epoch=_boot_epoch(clock))
     if path is None:
         return StreamingConnectionManager(memory, clock=clock)
-    routed = RoutedLog(await open_sqlite(path), memory, clock=clock)
+    routed = RoutedLog(await open_sqlite(path, store=sealed), memory, clock=clock)
     return StreamingConnectionManager(routed, clock=clock)
 
 
