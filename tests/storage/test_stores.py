@@ -136,6 +136,16 @@ async def test_a_file_in_the_way_is_a_conflict(store: LocalStore) -> None:
         await store.get("a/b")
 
 
+async def test_a_folder_is_no_object(store: LocalStore) -> None:
+    await store.put("a/b", pieces(b"x"))
+    with pytest.raises(NotFound):
+        await store.get("a")
+    with pytest.raises(Conflict):
+        await store.put("a", pieces(b"x"))
+    await store.delete("a")
+    assert await read(store, "a/b") == b"x"
+
+
 async def test_a_damaged_sidecar_is_told_and_not_listed(store: LocalStore, tmp_path: Path) -> None:
     await store.put("k", pieces(b"x"))
     (tmp_path / "blobs" / ".k.meta").write_bytes(b"{")

@@ -39,7 +39,7 @@ class LocalStore:
 
     caps = Caps()
 
-    def __init__(self, root: Path, *, min_free_bytes: int = 0, threads: int = 16) -> None:
+    def __init__(self, root: Path, *, min_free_bytes: int = 0, threads: int = 8) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._tree = Tree(root.resolve(), min_free_bytes)
         self._tree.clear_staging()

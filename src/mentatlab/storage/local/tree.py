@@ -123,7 +123,7 @@ class Tree:
         with self._links, contextlib.suppress(FileNotFoundError, NotADirectoryError):
             with beneath.folder(self.root, folders) as folder:
                 for file in (name, _sidecar_name(name)):
-                    with contextlib.suppress(FileNotFoundError):
+                    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                         os.unlink(file, dir_fd=folder)
             self._prune(folders)
 
