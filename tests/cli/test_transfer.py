@@ -57,7 +57,7 @@ def test_stdin(home: Path, mentatlab: Command, tmp_path: Path):
         env={"MENTATLAB_HOME": str(home)},
         input=LARGE,
     )
-    assert answer.exit_code == 0, answer.output
+    assert answer.exit_code == 0, repr(answer.exception)
     ref = json.loads(answer.stdout)["ref"]
     mentatlab("storage", "get", ref, "-o", tmp_path)
     assert (tmp_path / "piped.bin").read_bytes() == LARGE

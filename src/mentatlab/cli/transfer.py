@@ -123,8 +123,7 @@ def _told_how_to_go_on(key: str, unfinished: Unfinished, file: Path) -> Generato
 
 
 async def _stdin() -> AsyncIterator[bytes]:
-    stdin = click.get_binary_stream("stdin")
-    while block := await asyncio.to_thread(stdin.read, _BLOCK):
+    while block := await asyncio.to_thread(sys.stdin.buffer.read, _BLOCK):
         yield block
 
 

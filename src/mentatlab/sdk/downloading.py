@@ -154,7 +154,9 @@ class Downloader:
         headers = {"Accept-Encoding": "identity"}
         if start or stop is not None:
             headers["Range"] = range_header(start, stop)
-            if etag := self._medium.etag(url):
+            # where it may still redirect, a condition would keep the gateway from that
+            final = self._medium.is_direct(url) or url == through_gateway(url)
+            if final and (etag := self._medium.etag(url)):
                 headers["If-Range"] = etag
         return headers
 
