@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from starlette.datastructures import Headers
+
 from mentatlab.protocol.errors import RangeUnsatisfiable
 from mentatlab.storage.port import ByteRange
 
@@ -17,6 +19,11 @@ _ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _RANGES = re.compile(r"bytes=(.*)", re.IGNORECASE | re.DOTALL)
 _SPEC = re.compile(r"([0-9]*)-([0-9]*)")
 _DIGITS = 18  # an offset with more lies beyond every object
+
+
+def conditions_of(headers: Headers) -> dict[str, str]:
+    """For `select`."""
+    return {name: ", ".join(headers.getlist(name)) for name in CONDITIONS if name in headers}
 
 
 class Selection(NamedTuple):

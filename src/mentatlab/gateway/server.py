@@ -18,7 +18,6 @@ from urllib.parse import unquote
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mentatlab.gateway.admission import headers_too_large, too_long
@@ -134,7 +133,8 @@ class _Http(HttpToolsProtocol):
             self._fault = headers_too_large()
             self.send_400_response("")
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    # Any: uvicorn and Starlette have two types for the same ASGI application
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         if AVAILABLE and self.scheme == "http":
             app = self._sending = ZeroCopy(app, cycle, self.flow, self._threads)

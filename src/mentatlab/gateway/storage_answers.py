@@ -1,12 +1,47 @@
-"""Answers that hold a blob, each by its own way to the client."""
+"""Answers that hold a blob: what all of them say, and the ways of its bytes to the client."""
 
 from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from mentatlab.gateway.media_headers import safe_headers
+from mentatlab.gateway.signed_urls import Grant
 from mentatlab.gateway.zero_copy import EXTENSION
-from mentatlab.storage.port import ByteRange, Reader
+from mentatlab.storage.port import Blob, ByteRange, Reader
+
+ACCEL_HEADER = "mentat-accel"
+"""By which nginx says that it sends files itself."""
+_YEAR_S = 31_536_000
+
+
+class Accel(NamedTuple):
+    """nginx's internal location `prefix` (with slashes around) that serves the store's `root`."""
+
+    prefix: str
+    root: Path
+
+    def redirect(self, path: Path) -> str:
+        return self.prefix + quote(str(path.relative_to(self.root)))
+
+
+def headers_of(blob: Blob, grant: Grant | None, *, now: float) -> dict[str, str]:
+    """What every answer about an object says. Uploaded bytes must never run in our origin.
+
+    Behind a signed address any cache may keep it, until the address ends.
+    """
+    scope, age = "private", _YEAR_S
+    if grant is not None:
+        scope, age = "public", int(grant.expires - now)
+    return {
+        "ETag": f'"b3-{blob.blake3}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": f"{scope}, max-age={age}, immutable",
+        **safe_headers(blob.mime_type, blob.filename, grant.disposition if grant else ""),
+    }
 
 
 class Streamed(StreamingResponse):
@@ -32,14 +67,9 @@ class FromFile(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start, stop = self._span
+        head = {"status": self.status_code, "headers": self.raw_headers}
         with self._file:
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": self.status_code,
-                    "headers": self.raw_headers,
-                }
-            )
+            await send({"type": "http.response.start", **head})
             await send(
                 {"type": EXTENSION, "file": self._file, "offset": start, "count": stop - start}
             )

@@ -1,31 +1,34 @@
 """`/api/v1/storage/{ref}`: the bytes of a blob, and addresses that give them to others."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mentatlab.gateway.media_headers import safe_headers
 from mentatlab.gateway.preview_routes import PREVIEW_QUERY, asked_blob
-from mentatlab.gateway.ranges import CONDITIONS, select
+from mentatlab.gateway.ranges import conditions_of, select
 from mentatlab.gateway.signed_urls import MAX_LIFETIME_S, PREFIX, Grant, Method, UrlKeys, expiry
-from mentatlab.gateway.storage_answers import FromFile, Streamed, sends_files
+from mentatlab.gateway.storage_answers import (
+    ACCEL_HEADER,
+    Accel,
+    FromFile,
+    Streamed,
+    headers_of,
+    sends_files,
+)
+from mentatlab.gateway.storage_follow import Following
 from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.protocol.media import is_ref_id
 from mentatlab.storage import StorageManager
 from mentatlab.storage.port import Blob, ByteRange
 from mentatlab.storage.serving import SMALL
 
-
-class Accel: ...
-
-
-_ELSEWHERE = {"range", "if-none-match"}
-_YEAR_S = 31_536_000
+_MOVED_S = 3600.0
+"""How long an address of the store's own is good; half of it for who keeps the redirection."""
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The bytes"},
     206: {"description": "The asked range"},
@@ -90,11 +93,20 @@ def known_ref(ref: str) -> str:
     )
 
 
+class _Plan(NamedTuple):
+    """`span`: the bytes that go along, None = none. `movable`: others may send them as well."""
+
+    status: int
+    headers: dict[str, str]
+    span: ByteRange | None
+    movable: bool
+
+
 class Downloads:
     """GET and HEAD of a blob, by the shortest way there is.
 
-    Conditions and ranges are decided here, always against the catalogue; so what a file server or a
-    store is asked to send is what this server would have sent.
+    Conditions and ranges are decided here, against the catalogue; so what a file server or a store
+    is asked to send is what this server would have sent.
     """
 
     def __init__(
@@ -110,58 +122,80 @@ class Downloads:
 
     async def answer(self, ref: str, request: Request) -> Response:
         access = self._reader_of(request)
+        try:
+            return await self._stored(ref, access, request)
+        except NotFound as unknown:
+            if request.query_params.get("follow") != "1" or not is_ref_id(ref):
+                raise
+            whole = functools.partial(self._stored, ref, access, request)
+            return Following(self._storage, ref, access.workspace, unknown, whole)
+
+    async def _stored(self, ref: str, access: Access, request: Request) -> Response:
         source = await self._storage.get(known_ref(ref), workspace=access.workspace)
         blob = await asked_blob(self._storage, source, request.query_params)
-        now = time.time()
-        method = cast(Literal["GET", "HEAD"], request.method)
-        conditions = _conditions(request.headers)
-        headers = headers_of(blob, access.grant, now=now)
-        status, span = select(blob.size, headers["ETag"], conditions, method=method)
-        if status in (304, 412):
-            return Response(status_code=status, headers=headers)
-        span = span or ByteRange(0, blob.size)
-        headers["Content-Length"] = str(span.stop - span.start)
-        headers["Content-Type"] = blob.mime_type
-        if status == 206:
-            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{blob.size}"
-        if method == "HEAD":
-            return Response(status_code=status, headers=headers)
-        if blob.state == "ready":
-            at_home = blob is not source or not conditions.keys() <= _ELSEWHERE
-            if not at_home and (
-                found := await self._elsewhere(blob, headers, access.grant, request, now)
-            ):
-                return found
-            if sends_files(request.scope) or span.stop - span.start <= SMALL:
-                opened = await self._storage.serving.open(blob, span)
-                if opened is not None and opened.file is not None:
-                    return FromFile(opened.file, span, status, headers)
-                if opened is not None:
-                    return Response(opened.content, status, headers)
-        return Streamed(await self._storage.open(blob, span), status, headers)
+        plan = _plan(blob, access.grant, request)
+        if plan.span is None:
+            return Response(status_code=plan.status, headers=plan.headers)
+        movable = plan.movable and blob is source
+        if movable and (moved := await self._elsewhere(blob, plan, access.grant, request)):
+            return moved
+        return await self._from_here(blob, plan, plan.span, request)
 
-    async def _elsewhere(self, blob, headers, grant, request, now):
-        return None
+    async def _elsewhere(
+        self, blob: Blob, plan: _Plan, grant: Grant | None, request: Request
+    ) -> Response | None:
+        """nginx sends the file, or the client asks the store."""
+        if self._accel is not None and ACCEL_HEADER in request.headers:
+            path = await self._storage.serving.path(blob)
+            if path is not None:
+                headers = {"X-Accel-Redirect": self._accel.redirect(path), **plan.headers}
+                del headers["Content-Length"]
+                return Response(headers=headers)
+        if request.query_params.get("via") == "gateway":
+            return None
+        left_s = min([_MOVED_S, *_lifetimes(blob, grant, time.time())])
+        url = self._storage.serving.presigned(
+            blob, expires_s=left_s, disposition=plan.headers["Content-Disposition"]
+        )
+        if url is None:
+            return None
+        cache = f"private, max-age={int(left_s / 2)}"
+        return Response(status_code=307, headers={"Location": url, "Cache-Control": cache})
+
+    async def _from_here(
+        self, blob: Blob, plan: _Plan, span: ByteRange, request: Request
+    ) -> Response:
+        small = span.stop - span.start <= SMALL
+        if blob.state == "ready" and (small or sends_files(request.scope)):
+            opened = await self._storage.serving.open(blob, span)
+            if opened is not None and opened.file is not None:
+                return FromFile(opened.file, span, plan.status, plan.headers)
+            if opened is not None:
+                return Response(opened.content, plan.status, plan.headers)
+        return Streamed(await self._storage.open(blob, span), plan.status, plan.headers)
 
 
-def _conditions(headers: Headers) -> dict[str, str]:
-    return {name: ", ".join(headers.getlist(name)) for name in CONDITIONS if name in headers}
+def _plan(blob: Blob, grant: Grant | None, request: Request) -> _Plan:
+    method = cast(Literal["GET", "HEAD"], request.method)
+    conditions = conditions_of(request.headers)
+    headers = headers_of(blob, grant, now=time.time())
+    status, part = select(blob.size, headers["ETag"], conditions, method=method)
+    if status in (304, 412):
+        return _Plan(status, headers, None, movable=False)
+    span = part or ByteRange(0, blob.size)
+    headers["Content-Length"] = str(span.stop - span.start)
+    headers["Content-Type"] = blob.mime_type
+    if status == 206:
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{blob.size}"
+    # what compares ETags would be decided again there, where it is another one
+    movable = blob.state == "ready" and conditions.keys() <= {"range", "if-none-match"}
+    return _Plan(status, headers, None if method == "HEAD" else span, movable)
 
 
-def headers_of(blob: Blob, grant: Grant | None, *, now: float) -> dict[str, str]:
-    """What every answer about an object carries. Uploaded bytes must never run in our origin.
-
-    Behind a signed address any cache may keep it, until the address ends.
-    """
-    scope, age = "private", _YEAR_S
-    if grant is not None:
-        scope, age = "public", int(grant.expires - now)
-    return {
-        "ETag": f'"b3-{blob.blake3}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": f"{scope}, max-age={age}, immutable",
-        **safe_headers(blob.mime_type, blob.filename, grant.disposition if grant else ""),
-    }
+def _lifetimes(blob: Blob, grant: Grant | None, now: float) -> list[float]:
+    """Seconds that the blob and the signed address still have, where they end."""
+    ends = (blob.expires_at, None if grant is None else grant.expires)
+    return [max(end - now, 1.0) for end in ends if end is not None]
 
 
 class DownloadsFirst:

@@ -13,8 +13,7 @@ import os
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from starlette.types import Message, Receive, Scope, Send
-from uvicorn._types import ASGI3Application
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -31,7 +30,7 @@ class ZeroCopy:
 
     def __init__(
         self,
-        app: ASGI3Application,
+        app: ASGIApp,
         cycle: RequestResponseCycle,
         flow: FlowControl,
         threads: Executor,

@@ -164,6 +164,10 @@ class MemoryStore:
         keys.encode(key)
         return None
 
+    def upload_path(self, upload_id: str) -> Path | None:
+        del upload_id
+        return None
+
     async def aclose(self) -> None:
         self._objects.clear()
         self._uploads.clear()

@@ -221,6 +221,11 @@ class BlobStore(Protocol):
         """A file that may be read in place, when there is one."""
         ...
 
+    def upload_path(self, upload_id: str) -> Path | None:
+        """A file that has the bytes of an open upload as they come, when there is one. It stays the
+        same file when the upload is complete."""
+        ...
+
     async def aclose(self) -> None: ...
 
 

@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mentatlab.protocol.errors import Code, Internal
 from mentatlab.storage.port import Blob, BlobStore, ByteRange
 
+T = TypeVar("T")
+
 SMALL = 256 << 10
 """Up to so many bytes are read in the same step that opens the file."""
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Opened(NamedTuple):
@@ -28,17 +32,16 @@ class Serving:
 
     async def open(self, blob: Blob, span: ByteRange) -> Opened | None:
         """In one step of a thread. `Internal(REFERENCE_CORRUPT)` when the file has another size."""
-        opening = asyncio.get_running_loop().run_in_executor(None, self._open, blob, span)
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_unclaimed)
-            raise
+        return await _unless_cancelled(lambda: self._open(blob, span), _close)
+
+    async def open_upload(self, store_id: str) -> FileIO | None:
+        """The bytes of an upload under way, and of what it becomes; the caller closes it."""
+        opening = lambda: _file(self._store.upload_path(store_id))  # noqa: E731  a step of a thread
+        return await _unless_cancelled(opening, lambda file: file and file.close())
 
     async def path(self, blob: Blob) -> Path | None:
         """Of its file."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._store.local_path, blob.key)
+        return await asyncio.to_thread(self._store.local_path, blob.key)
 
     def presigned(self, blob: Blob, *, expires_s: float, disposition: str) -> str | None:
         """An address of the store's own, which answers with the blob's type."""
@@ -47,10 +50,9 @@ class Serving:
         )
 
     def _open(self, blob: Blob, span: ByteRange) -> Opened | None:
-        path = self._store.local_path(blob.key)
-        if path is None:
+        file = _file(self._store.local_path(blob.key))
+        if file is None:
             return None
-        file = FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         try:
             if os.fstat(file.fileno()).st_size != blob.size:
                 raise _damaged(blob)
@@ -64,9 +66,25 @@ class Serving:
         return Opened(content)
 
 
-def _close_unclaimed(opening: "asyncio.Future[Opened | None]") -> None:
-    """When whoever opened it was cancelled meanwhile."""
-    if opening.exception() is None and (opened := opening.result()) and opened.file is not None:
+def _file(path: Path | None) -> FileIO | None:
+    try:
+        return None if path is None else FileIO(os.open(path, _FLAGS))
+    except FileNotFoundError:  # it was deleted just now
+        return None
+
+
+async def _unless_cancelled(work: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """`work` in a thread; what it gave is undone when whoever wants it was cancelled meanwhile."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(lambda done: done.exception() or undo(done.result()))
+        raise
+
+
+def _close(opened: Opened | None) -> None:
+    if opened is not None and opened.file is not None:
         opened.file.close()
 
 
