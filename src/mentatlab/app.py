@@ -20,6 +20,7 @@ from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_sec
 from mentatlab.gateway.api import Services, create_gateway, key_lookup
 from mentatlab.gateway.server import Tls, Transport, serving
 from mentatlab.gateway.signed_urls import UrlKeys, UrlSigner, own_keys, parse_keys
+from mentatlab.gateway.storage_answers import Accel
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.streams import Streams
 from mentatlab.protocol.errors import Code, Conflict, Invalid
@@ -83,6 +84,7 @@ class Settings:
     log: SharedLog | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
     url_keys: UrlKeys | None = field(default=None, repr=False)  # None = made of that secret
+    accel: str = ""  # nginx's internal location of the home's blobs/
     transport: Transport = "auto"  # of WebSockets and SSE
     tls: Tls | None = None
 
@@ -105,7 +107,7 @@ def read_settings(
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
     _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
-    _TOKEN_SECRET _URL_KEYS _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE`, `ENABLE_MULTIMODAL
+    _TOKEN_SECRET _URL_KEYS _ACCEL _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE`, `ENABLE_MULTIMODAL
     ENABLE_STREAMING` and what `storage.read_choice` reads (`S3_ENDPOINT` …);
     `Invalid(BAD_SETTING)` names the variable that is wrong.
 
@@ -134,6 +136,7 @@ def read_settings(
         log=_log(environ),
         token_secret=_secret(environ),
         url_keys=_url_keys(environ),
+        accel=_accel(environ),
         transport=_transport(environ),
         tls=_tls(environ, tls_cert, tls_key),
         environment=dict(environ),
@@ -185,6 +188,13 @@ def _size(environ: Mapping[str, str], name: str, default: str) -> int:
 def _url_keys(environ: Mapping[str, str]) -> UrlKeys | None:
     text = environ.get("MENTATLAB_URL_KEYS")
     return parse_keys(text) if text else None
+
+
+def _accel(environ: Mapping[str, str]) -> str:
+    text = environ.get("MENTATLAB_ACCEL") or ""
+    if text and not (len(text) > 1 and text.startswith("/") and text.endswith("/")):
+        raise _bad_setting("MENTATLAB_ACCEL", text, "write the location's name, /internal/blobs/")
+    return text
 
 
 def _transport(environ: Mapping[str, str]) -> Transport:
@@ -332,7 +342,8 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         )
         rules = _rules(settings, key, secret, url_keys)
         admission = Admission(rules, key_lookup(keys), hub)
-        asgi = create_gateway(services, admission, multimodal=settings.multimodal)
+        accel = Accel(settings.accel, place / "blobs") if settings.accel else None
+        asgi = create_gateway(services, admission, multimodal=settings.multimodal, accel=accel)
         yield App(settings=settings, key=key, services=services, admission=admission, asgi=asgi)
 
 

@@ -19,6 +19,7 @@ from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.runs_routes import runs_router
 from mentatlab.gateway.storage_admin_routes import storage_admin_router
+from mentatlab.gateway.storage_answers import Accel
 from mentatlab.gateway.storage_download import Access, Downloads, DownloadsFirst, download_router
 from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.gateway.stream_connections import Connections
@@ -55,8 +56,11 @@ class Services:
     manifests: Path
 
 
-def create_gateway(services: Services, admission: Admission, *, multimodal: bool = True) -> FastAPI:
-    """`multimodal`: the feature flag; off = refused with FEATURE_DISABLED."""
+def create_gateway(
+    services: Services, admission: Admission, *, multimodal: bool = True, accel: Accel | None = None
+) -> FastAPI:
+    """`multimodal`: the feature flag; off = refused with FEATURE_DISABLED. `accel`: an nginx before
+    this server that sends files itself."""
     app = FastAPI(
         title="MentatLab",
         version=mentatlab.__version__,
@@ -69,7 +73,7 @@ def create_gateway(services: Services, admission: Admission, *, multimodal: bool
     install(app)
     for router in _routers(services, admission, multimodal):
         app.include_router(router)
-    downloads = Downloads(services.storage, storage_reader)
+    downloads = Downloads(services.storage, storage_reader, accel)
     app.include_router(download_router(downloads, admission.rules.url_keys))  # `/{ref}` comes last
     app.add_middleware(DownloadsFirst, downloads=downloads)
     app.add_middleware(AdmissionMiddleware, admission=admission)
