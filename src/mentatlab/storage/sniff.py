@@ -1,12 +1,14 @@
 """What bytes are, from their first 4 KiB. Pure.
 
-A declared MIME type is only a hint: this table decides. Sources: the WHATWG MIME sniffing standard,
-the ISO base media brand registry (mp4ra.org), RFC 8794 (EBML), RFC 3533 (Ogg).
+A declared MIME type is only a hint: this table decides. What is text is no medium, whatever it
+begins with. Sources: the WHATWG MIME sniffing standard, the ISO base media brand registry
+(mp4ra.org), RFC 8794 (EBML), RFC 3533 (Ogg), RFC 9639 (FLAC), ISO 11172-3 and 13818-3 (MPEG audio).
 """
 
+import codecs
 import re
 
-from mentatlab.protocol.pins import PinType
+from mentatlab.protocol.pins import MEDIA_TYPES, PinType
 
 HEAD = 4096  # bytes that `sniff` wants to see
 UNKNOWN = "application/octet-stream"
@@ -20,9 +22,11 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"MM\x00*", "image/tiff"),
     (b"\x00\x00\x01\x00", "image/x-icon"),
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "image/jp2"),
-    (b"ID3", "audio/mpeg"),
-    (b"fLaC", "audio/flac"),
-    (b"#!AMR", "audio/amr"),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "image/jxl"),
+    (b"fLaC\x00\x00\x00\x22", "audio/flac"),  # STREAMINFO, and other blocks behind it
+    (b"fLaC\x80\x00\x00\x22", "audio/flac"),
+    (b"#!AMR\n", "audio/amr"),
+    (b"#!AMR-WB\n", "audio/amr"),
     (b"\x00\x00\x01\xba", "video/mpeg"),
     (b"\x00\x00\x01\xb3", "video/mpeg"),
     (b"FLV\x01", "video/x-flv"),
@@ -40,10 +44,16 @@ _RIFF = {
 _BRANDS = {
     b"avif": "image/avif",
     b"avis": "image/avif",
-    b"heic": "image/heic",
-    b"heix": "image/heic",
+    b"avci": "image/avci",
+    b"avcs": "image/avci",
+    b"crx ": "image/x-canon-cr3",
+    b"f4a ": "audio/mp4",
+    b"f4b ": "audio/mp4",
     b"mif1": "image/heic",
+    b"mj2s": "video/mj2",
+    b"mjp2": "video/mj2",
     b"msf1": "image/heic",
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "image/heic"),
     b"M4A ": "audio/mp4",
     b"M4B ": "audio/mp4",
     b"M4P ": "audio/mp4",
@@ -76,6 +86,25 @@ _HTML = re.compile(rb"<(?:!doctype\s+)?(?:\w+:)?html[\s>]", re.IGNORECASE)
 
 def sniff(head: bytes) -> str:
     """The MIME type, `application/octet-stream` when unknown. Plain text is unknown too."""
+    mime = _markup(head) or _binary(head)
+    return UNKNOWN if family(mime) in MEDIA_TYPES and _is_text(head) else mime
+
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")  # WHATWG: "binary data bytes"
+
+
+def _is_text(head: bytes) -> bool:
+    """All of it, in UTF-8; it may be cut off within a character."""
+    if _CONTROL.search(head):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _binary(head: bytes) -> str:
     for prefix, mime in _PREFIXES:
         if head.startswith(prefix):
             return mime
@@ -87,8 +116,9 @@ def sniff(head: bytes) -> str:
         or _aiff(head)
         or _bitmap(head)
         or _transport_stream(head)
+        or _id3(head)
+        or _adts(head)
         or _mpeg_audio(head)
-        or _markup(head)
         or UNKNOWN
     )
 
@@ -144,11 +174,12 @@ def _ebml(head: bytes) -> str | None:
     """EBML DocType webm or matroska; codec names in the head tell sound alone."""
     if not head.startswith(b"\x1aE\xdf\xa3"):
         return None
-    mime = "video/webm" if b"webm" in head[:64] else "video/x-matroska"
+    mime = "video/webm" if _WEBM.search(head[:64]) else "video/x-matroska"
     sound_alone = set(_CODEC_ID.findall(head)) == {b"A"}
     return as_audio(mime) if sound_alone else mime
 
 
+_WEBM = re.compile(rb"\x42\x82[\x81-\x88]webm")  # DocType, its size, its value
 _CODEC_ID = re.compile(rb"([AV])_[A-Z]{2}")  # A_OPUS, V_VP9
 
 
@@ -174,24 +205,56 @@ _DIB_SIZES = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 1
 
 
 def _transport_stream(head: bytes) -> str | None:
-    """Sync bytes every 188 bytes, three of them."""
-    return "video/mp2t" if len(head) > 376 and head[0:377:188] == b"GGG" else None
+    """Three sync bytes, every 188 bytes, or every 192 behind a time stamp (BDAV)."""
+    plain, stamped = head[0:377:188] == b"GGG", head[4:389:192] == b"GGG"
+    return "video/mp2t" if plain or stamped else None
+
+
+def _id3(head: bytes) -> str | None:
+    """Version, revision, flags, and a length of four 7-bit bytes."""
+    known = re.match(rb"ID3[\x02-\x04][^\xff][\x00-\xff][\x00-\x7f]{4}", head, re.DOTALL)
+    return "audio/mpeg" if known else None
+
+
+def _adts(head: bytes) -> str | None:
+    """AAC's frame header, and another one where the frame ends."""
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+        return None
+    length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    following = head[length : length + 2]
+    fits = length >= 7 and (len(following) < 2 or following == head[:2])
+    return "audio/aac" if fits else None
+
+
+_KBIT_S = {  # by version 1 or not, and layer bits
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 1): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 1): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
 def _mpeg_audio(head: bytes) -> str | None:
-    """A frame header without ID3: 11 sync bits; the layer bits tell ADTS (0) from MPEG audio."""
-    if len(head) < 4 or head[0] != 0xFF:
+    """A frame header of layer II or III without ID3, and another one where the frame ends."""
+    length = _mpeg_frame(head)
+    if length is None:
         return None
-    if head[1] & 0xF6 == 0xF0:
-        return "audio/aac"
-    plausible = (
-        head[1] & 0xE0 == 0xE0  # sync
-        and head[1] & 0x18 != 0x08  # version 01 is reserved
-        and head[1] & 0x06 in (0x02, 0x04)  # layer III or II; I would take in UTF-16's mark
-        and head[2] & 0xF0 not in (0x00, 0xF0)  # bit rate
-        and head[2] & 0x0C != 0x0C  # sample rate
-    )
-    return "audio/mpeg" if plausible else None
+    following = head[length:]
+    fits = len(following) < 4 or (_mpeg_frame(following) and following[1] == head[1])
+    return "audio/mpeg" if fits else None
+
+
+def _mpeg_frame(head: bytes) -> int | None:
+    """Its length in bytes. (Layer I would take in UTF-16's mark.)"""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer, rate, hz = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if version == 1 or layer not in (1, 2) or rate in (0, 15) or hz == 3:
+        return None
+    bits = _KBIT_S[version == 3, layer][rate - 1] * 1000
+    samples_8 = 72 if version != 3 and layer == 1 else 144  # in a frame, divided by 8
+    return samples_8 * bits // _HZ[version][hz] + (head[2] >> 1 & 1)
 
 
 def _markup(head: bytes) -> str | None:
@@ -205,8 +268,17 @@ def _markup(head: bytes) -> str | None:
     return "text/html" if match[1] or _HTML.search(text) else "text/xml"
 
 
+_UTF_16 = (
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"<\0", "utf-16-le"),
+    (b"\0<", "utf-16-be"),
+)
+
+
 def _text(head: bytes) -> bytes:
-    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+    """In UTF-8, without what may stand in front."""
+    for mark, encoding in _UTF_16:
         if head.startswith(mark):
-            return head[2:].decode(encoding, "ignore").encode().lstrip()
+            head = head.decode(encoding, "ignore").encode()
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()
