@@ -60,8 +60,12 @@ class Client:
         for name, value in {"Content-Length": str(size), **(headers or {})}.items():
             connection.putheader(name, value)
         connection.endheaders()
-        for piece in body:
-            connection.send(piece)
+        try:
+            for piece in body:
+                connection.send(piece)
+        except ConnectionError:  # a refusal may come before the body's end
+            self._answer(method, path)
+            raise
         return self._answer(method, path)
 
     def call(self, method: str, path: str, body: Any) -> Any:

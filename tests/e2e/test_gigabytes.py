@@ -13,16 +13,19 @@ import pytest
 from blake3 import blake3
 from tests.support.api import Api, api_of
 from tests.support.long_clip import FPS, HEIGHT, WIDTH, Clip, decodes_at, long_clip
+from tests.support.seaweed import seaweed_server
 from tests.support.sending import Part, send_file, send_until_cut
 from tests.support.server import up
 from tests.support.watching import watched
+
+from mentatlab.sdk.client import AsyncClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 BLOCK = 1 << 20
 FIVE_GB = 5 * 10**9
 """What one object may have, unless the server is told otherwise."""
-LOCAL_GROWTH = 64 << 20
+LOCAL_GROWTH, S3_GROWTH = 64 << 20, 96 << 20
 LEFT_OVER = 32 << 20  # bytes of databases and logs
 CUTS = 6
 MOST_LOST = 64 << 20  # bytes that may have to be sent again after a cut
@@ -60,6 +63,17 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         api.http.delete(f"/api/v1/storage/{api.upload(b'warm')}").raise_for_status()
         yield api
     shutil.rmtree(home)
+
+
+@pytest.fixture
+def s3_api(tmp_path: Path) -> Iterator[Api]:
+    """Its objects are in a bucket of a real S3 server, whose disk is not looked at."""
+    with seaweed_server(tmp_path / "s3") as s3:
+        settings = {"MENTATLAB_RATE": "0", **s3.environment}
+        with up(tmp_path / "home", env=settings) as server, api_of(server) as api:
+            api.upload(b"warm")
+            yield api
+    shutil.rmtree(tmp_path / "s3")
 
 
 def test_the_film_is_one(film: Film) -> None:
@@ -100,6 +114,35 @@ def test_five_gigabytes_by_http(api: Api, zeros: Path) -> None:
         answer = send_file("POST", url, Part(zeros, 0, FIVE_GB))
     assert answer.status == 201, answer
     _are_zeros(api, json.loads(answer.body))
+
+
+async def test_a_film_goes_in_as_the_client_negotiates(api: Api, film: Film) -> None:
+    with watched(api.server, growth=LOCAL_GROWTH):
+        stored = await _uploaded(api, film)
+    _comes_out_again(api, stored, film)
+
+
+async def test_a_film_goes_straight_into_a_bucket(s3_api: Api, film: Film) -> None:
+    """In signed parts; and out of it by a redirection."""
+    with watched(s3_api.server, growth=S3_GROWTH):
+        stored = await _uploaded(s3_api, film)
+    _comes_out_again(s3_api, stored, film)
+
+
+def test_a_film_goes_into_a_bucket_through_the_gateway(s3_api: Api, film: Film) -> None:
+    url = f"{s3_api.server.url}/api/v1/storage/upload?type=video&filename=film.mp4"
+    with watched(s3_api.server, growth=S3_GROWTH):
+        answer = send_file("POST", url, Part(film.clip.path, 0, film.clip.size))
+    assert answer.status == 201, answer
+    stored = json.loads(answer.body)
+    with watched(s3_api.server, growth=S3_GROWTH):
+        assert _downloaded(s3_api, stored["ref"], via="gateway") == film.blake3
+    _leaves_nothing(s3_api, stored["ref"])
+
+
+async def _uploaded(api: Api, film: Film) -> Any:
+    async with AsyncClient(api.server.url) as client:
+        return await client.upload(film.clip.path, type_="video")
 
 
 # --- tus
@@ -162,10 +205,10 @@ def _are_zeros(api: Api, stored: Any) -> None:
     _leaves_nothing(api, stored["ref"])
 
 
-def _downloaded(api: Api, ref: str) -> str:
+def _downloaded(api: Api, ref: str, **query: str) -> str:
     """The hash of what comes."""
-    hash_ = blake3()
-    with api.http.stream("GET", f"/api/v1/storage/{ref}", follow_redirects=True) as answer:
+    hash_, path = blake3(), f"/api/v1/storage/{ref}"
+    with api.http.stream("GET", path, params=query, follow_redirects=True) as answer:
         answer.raise_for_status()
         for block in answer.iter_raw(BLOCK):
             hash_.update(block)

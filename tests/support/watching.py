@@ -25,8 +25,9 @@ def watched(server: Up, *, growth: int, pings: int = 64) -> Generator[None]:
     finally:
         over.set()
         pinging.join()
-    assert peak(pid) - before <= growth
-    assert answered[0] >= pings
+    grown = peak(pid) - before
+    assert grown <= growth, f"its memory grew by {grown >> 20} MiB"
+    assert answered[0] >= pings, f"{answered[0]} other requests were answered"
 
 
 def _ping(url: str, answered: list[int], over: threading.Event) -> None:
