@@ -14,7 +14,7 @@ from mentatlab.cli.results import compact
 END_STATES = ("succeeded", "partial", "failed", "cancelled")
 
 
-@click.group(short_help="List, show, watch and cancel runs.")
+@click.group(short_help="List, show, watch, cancel and delete runs.")
 def runs() -> None:
     """Runs: what is running, what has run."""
 
@@ -112,6 +112,22 @@ async def cancel(*, run_id: str, target: Target) -> None:
     async with connected(replace(target, recover=True)) as client:
         run = await client.cancel(run_id)
     emit(run, lambda: f"{run_id} {run['state']}")
+
+
+@runs.command()
+@click.argument("run_ids", metavar="RUN_ID…", nargs=-1, required=True)
+@target_options
+@json_option
+@asynchronous
+async def rm(*, run_ids: tuple[str, ...], target: Target) -> None:
+    """Delete runs that have ended, with their events and streams.
+
+    What they stored goes a day later, unless others need it.
+    """
+    async with connected(target) as client:
+        for run_id in run_ids:
+            await client.delete_run(run_id)
+    emit({"removed": run_ids}, lambda: "\n".join(f"removed {run_id}" for run_id in run_ids))
 
 
 @runs.command()

@@ -58,6 +58,7 @@ class StoredItem(Uploaded):
     type: str
     size: int = Field(description="bytes")
     filename: str
+    state: str = Field(description="ready, or corrupt: its bytes are damaged")
     created_at: float = Field(description="Unix seconds")
     expires_at: float | None
 
@@ -214,6 +215,7 @@ def _item(blob: Blob) -> dict[str, Any]:
         "type": blob.type,
         "size": blob.size,
         "filename": blob.filename,
+        "state": blob.state,
         "created_at": blob.created_at,
         "expires_at": blob.expires_at,
     }

@@ -192,6 +192,10 @@ class AsyncClient:
     async def cancel(self, run_id: str) -> Answer:
         return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/cancel")
 
+    async def delete_run(self, run_id: str) -> None:
+        """A run that has ended, with its events and streams."""
+        await self._call("DELETE", f"/api/v1/runs/{_part(run_id)}")
+
     async def outputs(self, run_id: str) -> Answer:
         """`{"run_id", "state", "outputs"}`."""
         return await self._call("GET", f"/api/v1/runs/{_part(run_id)}/outputs")
@@ -306,6 +310,22 @@ class AsyncClient:
 
     async def delete_blob(self, ref: object) -> None:
         await self._call("DELETE", _blob_path(ref))
+
+    async def storage_usage(self) -> Answer:
+        """`{"bytes", "count", "reserved_bytes", "quota_bytes", …}` of the workspace."""
+        return await self._call("GET", "/api/v1/storage/usage")
+
+    async def sweep_storage(self) -> Answer:
+        """Remove what nobody needs: `{"blobs", "orphans", …}`. Needs the scope `admin`."""
+        return await self._call("POST", "/api/v1/storage/gc")
+
+    async def scrub_storage(self) -> Answer:
+        """Begin to read everything again; how far that is as of `scrub_report`."""
+        return await self._call("POST", "/api/v1/storage/scrub")
+
+    async def scrub_report(self) -> Answer:
+        """`{"running", "total", "checked", "corrupt", …}`. Needs the scope `admin`."""
+        return await self._call("GET", "/api/v1/storage/scrub")
 
     # ------------------------------------------------------------------ streams
 

@@ -15,7 +15,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mentatlab.protocol.errors import MentatError, NotFound
 from mentatlab.storage import ownership
@@ -34,6 +34,9 @@ EXPIRED_GRACE_S = 3600.0
 """How long something that has expired is kept: who began to read it before may finish."""
 _PAGE = 256
 _DELETES = 8  # at once
+
+
+Row = TypeVar("Row", Known, Blob)
 
 
 class Swept(NamedTuple):
@@ -78,6 +81,7 @@ class Life:
         self.scrub = Scrub(store, self._upkeep, self.damaged, clock=clock)
         self.swept = Counter(Swept(0, 0).counts())  # by kind, since the process began
         self.corrupted = 0  # the same
+        self._told_foreign = False
 
     async def sweep(self) -> Swept:
         """Remove what nobody needed for the grace: rows with bytes, bytes without a row, parts of
@@ -131,10 +135,12 @@ class Life:
     async def _owns_store(self) -> bool:
         if await ownership.belongs(self._store, self._upkeep):
             return True
-        log.error(
-            "the stored bytes belong to another catalogue: those without a row are left alone;"
-            " if catalog.db was lost, stop the server and run `mentatlab storage rebuild`"
-        )
+        if not self._told_foreign:
+            self._told_foreign = True
+            log.error(
+                "the stored bytes belong to another catalogue: those without a row are left alone;"
+                " if catalog.db was lost, stop the server and run `mentatlab storage rebuild`"
+            )
         return False
 
     async def _sweep_rows(self, orphaned_before: float, expired_before: float) -> int:
@@ -237,8 +243,8 @@ def _fits(info: BlobInfo | None, row: Known) -> bool:
 
 
 async def side_by_side(
-    objects: AsyncIterator[BlobInfo], rows: AsyncIterator[Known]
-) -> AsyncIterator[tuple[BlobInfo | None, Known | None]]:
+    objects: AsyncIterator[BlobInfo], rows: AsyncIterator[Row]
+) -> AsyncIterator[tuple[BlobInfo | None, Row | None]]:
     """Both in order of keys, merged: each key once, with None on the side that lacks it."""
     info, row = await anext(objects, None), await anext(rows, None)
     while info is not None or row is not None:

@@ -99,6 +99,19 @@ class Upkeep:
             lambda db: [Known(*r) for r in db.execute(query, (after, limit))]
         )
 
+    async def by_key(self, *, after: str, limit: int) -> list[Blob]:
+        """What is not being deleted, in order of keys, a page."""
+        query = f"""
+            SELECT {COLUMNS} FROM blobs WHERE key > ? AND state <> 'deleting' ORDER BY key LIMIT ?
+        """
+        return await self._database.read(
+            lambda db: [blob_of(r) for r in db.execute(query, (after, limit))]
+        )
+
+    async def open_uploads(self) -> int:
+        query = "SELECT count(*) FROM uploads WHERE state = 'open'"
+        return await self._database.read(lambda db: db.execute(query).fetchone()[0])
+
     async def is_expected(self, key: str) -> bool:
         """Whether a row, or an upload under way, means the object with this key."""
         query = """
