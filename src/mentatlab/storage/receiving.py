@@ -39,7 +39,8 @@ class Receiving:
         `Invalid(EMPTY_MEDIA)`, `TooLarge`, `OutOfSpace`, `Fenced`.
         """
         arriving = self._arriving(lease, source, 0 if upload is None else upload.offset)
-        await self._look(lease, arriving)
+        with lease.interruptible():
+            await self._look(lease, arriving)
         upload = upload or await self._staging.open(lease)
         try:
             await self._write(lease, upload, arriving)
@@ -87,7 +88,8 @@ class Receiving:
         saved, until = upload.offset, loop.time() + CHECKPOINT_S
         try:
             while not arriving.ended:
-                await upload.write(arriving.slice())
+                with lease.interruptible():
+                    await upload.write(arriving.slice())
                 self._growths.visible(lease.row, upload.offset)
                 if upload.offset - saved >= CHECKPOINT or loop.time() >= until:
                     await self._save(lease, upload)

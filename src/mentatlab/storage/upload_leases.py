@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 import msgspec
@@ -37,9 +37,14 @@ class Lease:
         """Write the row, with these changes, and that the upload goes on. `Fenced`"""
         self.row = await self._leases.record(msgspec.structs.replace(self.row, **changes))
 
-    def settle(self) -> None:
-        """From now on no newcomer may interrupt."""
-        self._turn.finish()
+    @contextlib.contextmanager
+    def interruptible(self) -> Generator[None]:
+        """Its body ends with `Fenced(UPLOAD_SUPERSEDED)` when a newcomer wants the upload."""
+        try:
+            with self._turn.interruptible():
+                yield
+        except Asked:
+            raise superseded(self.row.id) from None
 
     def check(self) -> None:
         """`Fenced(UPLOAD_SUPERSEDED)` when it may be somebody else's by now."""
@@ -67,8 +72,7 @@ class Leases:
 
     @contextlib.asynccontextmanager
     async def hold(self, upload_id: str) -> AsyncGenerator[Lease]:
-        """`Conflict(UPLOAD_LOCKED)` when the holder does not let go in time; in the body
-        `Fenced(UPLOAD_SUPERSEDED)` when a newcomer asks for it."""
+        """`Conflict(UPLOAD_LOCKED)` when the holder does not let go in time."""
         try:
             async with self._turns.take(upload_id, patience_s=self._patience_s) as turn:
                 lease = await self._lease(upload_id, turn)
@@ -77,10 +81,7 @@ class Leases:
                 try:
                     yield lease
                 finally:
-                    lease.settle()
                     await asyncio.shield(self._end(lease, renewing))
-        except Asked:
-            raise superseded(upload_id) from None
         except Busy:
             raise _locked(upload_id) from None
 

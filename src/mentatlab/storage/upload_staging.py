@@ -49,8 +49,11 @@ class Staging:
         return opened
 
     async def resume(self, row: UploadRow) -> Upload | None:
-        """None when there is nothing at the store yet, or nothing more to do. `NotFound(UPLOAD_NOT_FOUND)` when it was
-        swept there, `Internal(REFERENCE_CORRUPT)` when bytes that were told durable are not."""
+        """None when there is nothing at the store yet, or nothing more to do.
+
+        `NotFound(UPLOAD_NOT_FOUND)` when it was swept there, `Internal(REFERENCE_CORRUPT)` when
+        bytes that were told durable are not.
+        """
         if not row.store_id or row.state == "done":
             return None
         try:

@@ -335,7 +335,6 @@ class Uploads:
             await self._end(lease, upload)
 
     async def _end(self, lease: Lease, upload: Upload | None) -> None:
-        lease.settle()
         if upload is None:  # of 0 bytes
             first_kind(b"", lease.row.expect)
             upload = await self._staging.open(lease)
