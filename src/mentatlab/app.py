@@ -342,7 +342,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         )
         rules = _rules(settings, key, secret, url_keys)
         admission = Admission(rules, key_lookup(keys), hub)
-        accel = Accel(settings.accel, place / "blobs") if settings.accel else None
+        accel = Accel(settings.accel, (place / "blobs").resolve()) if settings.accel else None
         asgi = create_gateway(services, admission, multimodal=settings.multimodal, accel=accel)
         yield App(settings=settings, key=key, services=services, admission=admission, asgi=asgi)
 
