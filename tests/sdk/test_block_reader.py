@@ -254,6 +254,11 @@ HOSTILE: dict[str, tuple[Answer, Code, bool]] = {
     ),
     "a redirect to nowhere": (lambda h, a, n: h.answer(307, b""), Code.INVALID_REQUEST, False),
     "gone": (lambda h, a, n: h.answer(410, b""), Code.INVALID_REQUEST, False),
+    "its time is over": (
+        lambda h, a, n: h.answer(410, b'{"code": "SIGNATURE_EXPIRED"}'),
+        Code.SIGNATURE_EXPIRED,
+        True,
+    ),
     "unknown": (lambda h, a, n: h.answer(404, b""), Code.INVALID_REQUEST, False),
     "over": (lambda h, a, n: h.answer(403, b""), Code.INVALID_REQUEST, True),
     "nothing left": (lambda h, a, n: h.answer(416, b""), Code.INVALID_REQUEST, False),

@@ -15,7 +15,7 @@ from http.client import HTTPResponse
 from typing import Any, BinaryIO, cast
 from urllib.parse import urljoin
 
-from mentatlab.protocol.errors import Forbidden, MentatError, RateLimited, Unauthenticated
+from mentatlab.protocol.errors import Code, Forbidden, MentatError, RateLimited, Unauthenticated
 from mentatlab.sdk.answers import error_of
 from mentatlab.sdk.backoff import Backoff
 from mentatlab.sdk.errors import AgentError
@@ -216,5 +216,6 @@ class RangeSource:
 
 def _agent_error(error: MentatError) -> AgentError:
     """A next attempt gets a new address, whose signature is good again."""
-    retryable = error.retryable or isinstance(error, Forbidden | Unauthenticated)
+    over = isinstance(error, Forbidden | Unauthenticated) or error.code is Code.SIGNATURE_EXPIRED
+    retryable = error.retryable or over
     return AgentError(error.code, error.message, retryable=retryable, hint=error.hint)
