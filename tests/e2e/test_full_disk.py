@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx2
 import pytest
 from tests.e2e.test_disconnects import COUNTER, COUNTER_MAIN, listen
 from tests.gateway.conftest import ECHO_FLOW, write_agent
@@ -33,9 +34,11 @@ MOUNT = 'mount -t tmpfs -o size=48m none "$1" && shift && exec "$@"'
 
 
 class Disk(NamedTuple):
-    """A server, its disk's two states, and the codes of the full one."""
+    """A server, its home folder as seen from here, its disk's two states, and the codes of the full
+    one."""
 
     api: Api
+    home: Path
     codes: set[str]
     fill: Callable[[], None]
     empty: Callable[[], None]
@@ -48,8 +51,9 @@ def small_disk(home: Path, agents: Path) -> Generator[Disk]:
     home.mkdir()
     within = [*NAMESPACE, "sh", "-c", MOUNT, "sh", str(home)]
     with up(home, "--agents", agents, within=within) as server, api_of(server) as api:
-        filler = Path(f"/proc/{server.process.pid}/root{home}/filler")
-        yield Disk(api, {"DISK_FULL"}, lambda: _fill(filler), filler.unlink)
+        seen = Path(f"/proc/{server.process.pid}/root{home}")
+        filler = seen / "filler"
+        yield Disk(api, seen, {"DISK_FULL"}, lambda: _fill(filler), filler.unlink)
 
 
 def _fill(filler: Path) -> None:
@@ -65,7 +69,7 @@ def small_quota(home: Path, agents: Path) -> Generator[Disk]:
 
     with up(home, "--agents", agents) as server, api_of(server) as api:
         codes = {"DISK_FULL", "DATABASE_ERROR"}  # SQLite does not tell a limit from a broken disk
-        yield Disk(api, codes, lambda: limit(0), lambda: limit(resource.RLIM_INFINITY))
+        yield Disk(api, home, codes, lambda: limit(0), lambda: limit(resource.RLIM_INFINITY))
 
 
 @pytest.fixture(params=[small_disk, small_quota])
@@ -95,6 +99,58 @@ def test_an_upload(disk: Disk):
     disk.empty()
     assert disk.api.upload(data) != ref
     assert len(stored(disk.api)) == len(before) + 1
+
+
+TUS = "/api/v1/storage/tus/"
+SPOKEN = {"Tus-Resumable": "1.0.0"}
+
+
+def patch(disk: Disk, url: str, data: bytes, *, offset: int) -> httpx2.Response:
+    headers = {
+        **SPOKEN,
+        "Upload-Offset": str(offset),
+        "Content-Type": "application/offset+octet-stream",
+    }
+    return disk.api.http.patch(url, content=data, headers=headers)
+
+
+def offset_of(disk: Disk, url: str) -> int:
+    answer = disk.api.http.head(url, headers=SPOKEN).raise_for_status()
+    return int(answer.headers["upload-offset"])
+
+
+def test_a_resumable_upload(disk: Disk):
+    data, before = os.urandom(12 << 20), stored(disk.api)
+    length = {**SPOKEN, "Upload-Length": str(len(data))}
+    url = disk.api.http.post(TUS, headers=length).raise_for_status().headers["location"]
+    assert patch(disk, url, data[: 5 << 20], offset=0).status_code == 204
+    disk.fill()
+    for _ in range(2):
+        answer = patch(disk, url, data[5 << 20 :], offset=5 << 20)
+        found = refused(answer, answer.status_code, answer.json()["code"])
+        assert found["code"] in disk.codes
+    assert stored(disk.api) == before
+    assert disk.api.http.get("/healthz").status_code == 200
+    disk.empty()
+    offset = offset_of(disk, url)
+    assert offset >= 5 << 20
+    answer = patch(disk, url, data[offset:], offset=offset)
+    assert answer.status_code == 204
+    ref = answer.headers["mentat-ref"]
+    assert disk.api.http.get(f"/api/v1/storage/{ref}").content == data
+    assert list((disk.home / "blobs" / ".staging").iterdir()) == []
+
+
+def test_a_resumable_upload_that_is_given_up(disk: Disk):
+    length = {**SPOKEN, "Upload-Length": str(12 << 20)}
+    url = disk.api.http.post(TUS, headers=length).raise_for_status().headers["location"]
+    assert patch(disk, url, os.urandom(5 << 20), offset=0).status_code == 204
+    disk.fill()
+    assert patch(disk, url, os.urandom(7 << 20), offset=5 << 20).status_code >= 500
+    disk.empty()
+    assert disk.api.http.delete(url, headers=SPOKEN).status_code == 204
+    assert list((disk.home / "blobs" / ".staging").iterdir()) == []
+    assert len(disk.api.upload(b"works again")) > 0
 
 
 def test_a_new_run(disk: Disk):
