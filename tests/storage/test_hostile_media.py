@@ -270,16 +270,18 @@ async def test_a_film_whose_samples_lie_elsewhere(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     data = with_data_reference(film(), f"{scheme}{pipe}")
-    found = await prober.probe(media(data), V)
-    assert "took over" not in found.get("probeError", "")
+    assert await why(prober, data, V) == "ValueError: its pictures have no size"
     assert "took over" not in await refusal(pool, "poster", data)
 
 
-def with_data_reference(mp4: bytes, url: str) -> bytes:
-    """QuickTime's data reference: the samples are in another file. (`url `: 12 bytes, "in this
-    file"; the boxes around it become larger, and the index stands at the end.)"""
+def with_data_reference(mp4: bytes, path: str) -> bytes:
+    """QuickTime's data reference: the samples are in another file, named by a Macintosh alias. (It
+    replaces `url `, 12 bytes: "in this file"; the boxes around it become larger.)"""
+    name = path.encode()
+    entry = b"alis" + bytes(4 + 10 + 28 + 12 + 64 + 16 + 4 + 16)
+    entry += pack(">HH", 2, len(name)) + name + b"\0" * (len(name) % 2) + pack(">hH", -1, 0)
+    entry = pack(">I", 4 + len(entry)) + entry
     at = mp4.index(b"url ") - 4
-    entry = pack(">I4sI", 13 + len(url), b"url ", 0) + url.encode() + b"\0"
     changed = bytearray(mp4[:at] + entry + mp4[at + 12 :])
     for box in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):
         start = changed.index(box) - 4

@@ -53,6 +53,8 @@ def probe(file: BinaryIO) -> Found:
         if container.duration is not None and container.duration > 0:
             found["duration"] = round(container.duration / 1_000_000, 3)  # from µs
         if film := first_film(container):
+            if not film.width:  # nothing of it could be read
+                raise ValueError("its pictures have no size")
             found |= {"width": film.width, "height": film.height, "codec": _codec(film)}
             if film.average_rate:
                 found["fps"] = round(float(film.average_rate), 3)
