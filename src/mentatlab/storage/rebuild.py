@@ -20,6 +20,8 @@ from mentatlab.storage.verified import digest
 
 log = logging.getLogger(__name__)
 
+_OURS = {"ref", "workspace", "expect", "filename", "claims", "created_at", "expires_at"}
+
 Enter = Callable[[BlobInfo, Kind, str], Awaitable[Blob]]
 """Probes stored bytes and writes their row together with the owner's."""
 
@@ -74,7 +76,7 @@ async def _enter(
         so_far.known += 1
         return
     info = await store.head(key)
-    if "ref" not in info.meta:
+    if not info.meta.keys() >= _OURS:
         so_far.foreign += 1
         return
     if not info.blake3:  # it came in parts, past us
