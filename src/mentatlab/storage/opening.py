@@ -56,7 +56,7 @@ async def open_storage(
 ) -> AsyncGenerator[Opened]:
     """The catalogue is in the home in any case, but for memory.
 
-    `Unavailable(STORE_UNAVAILABLE)`, `Invalid(MISSING_EXTRA | BAD_SETTING)`.
+    `Unavailable(STORE_UNAVAILABLE)`, `Conflict(STORE_FOREIGN)`, `Invalid(MISSING_EXTRA)`.
     """
     catalog = home / "catalog.db"
     if choice == "local":

@@ -15,7 +15,14 @@ from mentatlab.protocol.errors import (
 )
 
 _FULL = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"}
-_BUSY = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
+_BUSY = {
+    "InternalError",
+    "ServiceUnavailable",
+    "SlowDown",
+    "RequestTimeout",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch"}
 _HINTS = {
     "InvalidAccessKeyId": "correct S3_ACCESS_KEY: the server does not know that key",

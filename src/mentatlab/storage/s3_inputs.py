@@ -5,12 +5,17 @@ number of prefixes, each ending in a slash, and reads what lies below them with 
 settings. Nothing else is ever asked for.
 """
 
+import contextlib
+import importlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mentatlab.protocol.errors import Code, Forbidden, Invalid
+from mentatlab.storage.s3_login import Login, read_login
 
+Prefixes = Sequence[tuple[str, str]]
+"""(workspace, address) pairs."""
 Read = Callable[[str, str], AsyncIterator[bytes]]
 """The bytes of an object, by bucket and key. `NotFound(REFERENCE_NOT_FOUND)`,
 `Unavailable(STORE_UNAVAILABLE)`."""
@@ -19,15 +24,42 @@ _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/([^\x00-\x1f\x7f
 _WORKSPACE = re.compile(r"[A-Za-z0-9_.-]+")
 
 
+class InputPlaces(NamedTuple):
+    prefixes: Prefixes
+    login: Login
+
+
+def read_places(environ: Mapping[str, str]) -> InputPlaces | None:
+    """Of `MENTATLAB_S3_PREFIXES` and what `read_login` reads. `Invalid(BAD_SETTING)`"""
+    prefixes = parse_prefixes(environ.get("MENTATLAB_S3_PREFIXES") or "")
+    return InputPlaces(prefixes, read_login(environ)) if prefixes else None
+
+
+@contextlib.asynccontextmanager
+async def open_s3_inputs(places: InputPlaces | None) -> AsyncGenerator["S3Inputs | None"]:
+    """`Invalid(MISSING_EXTRA)` without the package that speaks with S3."""
+    if places is None:
+        yield None
+        return
+    try:
+        module = importlib.import_module("mentatlab.storage.s3_source")
+    except ModuleNotFoundError as error:
+        raise Invalid(
+            Code.MISSING_EXTRA,
+            "MENTATLAB_S3_PREFIXES names buckets, and the package to read them is not installed",
+            hint="pip install 'mentatlab[server,s3]'",
+        ) from error
+    async with contextlib.aclosing(module.S3Source(places.login)) as source:
+        yield S3Inputs(places.prefixes, source.read)
+
+
 class _Place(NamedTuple):
     bucket: str
     key: str
 
 
 class S3Inputs:
-    """`prefixes`: (workspace, address) pairs."""
-
-    def __init__(self, prefixes: list[tuple[str, str]], read: Read) -> None:
+    def __init__(self, prefixes: Prefixes, read: Read) -> None:
         self._prefixes = [(workspace, _place(address)) for workspace, address in prefixes]
         self._read = read
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Conflict, Invalid, NotFound
+from mentatlab.protocol.errors import Code, Conflict, NotFound
 from mentatlab.storage.s3_bucket import Bucket
 from mentatlab.storage.s3_objects import TOKEN
 
@@ -14,7 +14,7 @@ class Owner(msgspec.Struct):
 
 
 async def claim(bucket: Bucket, home: str) -> None:
-    """For good. `Invalid(BAD_SETTING)` for a bucket of another home, or of somebody else."""
+    """For good; `Conflict(STORE_FOREIGN)` when the bucket is another home's, or somebody else's."""
     mine = msgspec.json.encode(Owner(home))
     try:
         owner = await bucket.read(NAME)
@@ -52,6 +52,6 @@ async def _refuse_foreign(bucket: Bucket) -> None:
             return
 
 
-def _refused(bucket: Bucket, why: str, hint: str) -> Invalid:
+def _refused(bucket: Bucket, why: str, hint: str) -> Conflict:
     message = f"the bucket {bucket.login.bucket!r} {why}"
-    return Invalid(Code.BAD_SETTING, message, hint=hint)
+    return Conflict(Code.STORE_FOREIGN, message, hint=hint)

@@ -147,12 +147,13 @@ def refuse_too_many(size: int, part_size: int) -> None:
 
 @contextlib.asynccontextmanager
 async def _several(limit: int) -> AsyncGenerator[Start]:
-    """Starts tasks, `limit` at a time; all end before it is left. Errors stay as they are."""
-    places = asyncio.Semaphore(limit)
+    """Starts tasks, which end before it is left; `start` returns when fewer than `limit` are under
+    way, so that what the next one needs is not in memory before. Errors stay as they are."""
+    places = asyncio.Semaphore(limit - 1)
 
     async def start(work: Coroutine[None, None, None]) -> None:
-        await places.acquire()
         group.create_task(work).add_done_callback(lambda _: places.release())
+        await places.acquire()
 
     try:
         async with asyncio.TaskGroup() as group:

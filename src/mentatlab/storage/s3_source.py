@@ -6,7 +6,7 @@ from obstore.exceptions import BaseError
 
 from mentatlab.storage import s3_errors
 from mentatlab.storage.s3_bucket import Bucket
-from mentatlab.storage.s3_http import Login
+from mentatlab.storage.s3_login import Login
 
 
 class S3Source:
