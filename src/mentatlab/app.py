@@ -35,6 +35,7 @@ from mentatlab.runs.store import SqliteRunStore
 from mentatlab.sqlite import Database
 from mentatlab.storage import NO_QUOTA, Choice, Quota, open_storage, read_choice
 from mentatlab.storage.port import BlobStore
+from mentatlab.storage.s3_inputs import InputPlaces, open_s3_inputs, read_places
 from mentatlab.storage.segments import BlobSegments
 from mentatlab.streams import SegmentFolder, StreamingConnectionManager, StreamLog, open_hub
 
@@ -80,6 +81,7 @@ class Settings:
     record_rate: float = 0.0  # published records a second and key, 0 = no limit
     max_object: int = 5 * 10**9  # bytes of one upload, or of one output of an agent
     storage: Choice = "local"  # in the home, in memory, or in a bucket
+    s3_inputs: InputPlaces | None = None  # buckets that runs may take their inputs from
     quota: Quota = NO_QUOTA  # of each workspace
     log: SharedLog | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
@@ -107,8 +109,8 @@ def read_settings(
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
     _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
-    _TOKEN_SECRET _URL_KEYS _ACCEL _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE`, `ENABLE_MULTIMODAL
-    ENABLE_STREAMING` and what `storage.read_choice` reads (`S3_ENDPOINT` …);
+    _TOKEN_SECRET _URL_KEYS _ACCEL _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE _S3_PREFIXES`,
+    `ENABLE_MULTIMODAL ENABLE_STREAMING` and what `storage.read_choice` reads (`S3_ENDPOINT` …);
     `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
@@ -129,6 +131,7 @@ def read_settings(
         record_rate=_number(environ, "MENTATLAB_RECORD_RATE", 0),
         max_object=_size(environ, "MENTATLAB_MAX_OBJECT", "5GB"),
         storage=read_choice(environ),
+        s3_inputs=read_places(environ),
         quota=Quota(
             bytes=_size(environ, "MENTATLAB_QUOTA_BYTES", "0"),
             count=_number(environ, "MENTATLAB_QUOTA_COUNT", 0),
@@ -326,6 +329,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             secret=secret,
             url=settings.url,
             sign=UrlSigner(url_keys, settings.url, time.time).sign,
+            s3_inputs=await stack.enter_async_context(open_s3_inputs(settings.s3_inputs)),
         )
         stack.push_async_callback(engine.aclose)
         if settings.recover:
