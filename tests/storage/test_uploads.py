@@ -368,18 +368,13 @@ async def test_a_newcomer_wins(storage: StorageManager, uploads: Uploads) -> Non
 
 async def test_many_newcomers_one_wins(storage: StorageManager, uploads: Uploads) -> None:
     row = await begin(uploads, len(BIG))
-
-    async def client() -> None:
-        while True:
-            try:
-                offset = (await uploads.pause(row.id, workspace=WS)).offset
-                await append(uploads, row, BIG[offset : offset + 400_000], offset)
-            except (Conflict, Fenced, TooLarge):
-                continue
-            if (await uploads.find(row.id, workspace=WS)).state == "done":
-                return
-
-    await asyncio.gather(*(client() for _ in range(4)))
+    while row.state == "open":
+        at = row.offset
+        calls = (append(uploads, row, BIG[at : at + 700_000], at) for _ in range(4))
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(answer, UploadRow | Conflict | Fenced | TooLarge)
+        row = await uploads.pause(row.id, workspace=WS)
+        assert row.offset > at
     assert await content(storage, row.ref) == BIG
 
 

@@ -27,9 +27,12 @@ CHANGES |= {"link", "rename", "replace", "unlink", "remove", "mkdir", "rmdir", "
 class Steps:
     """Counts once armed; `told` the last one, before which this process is killed."""
 
-    def __init__(self, last: int, told: Callable[[str], object]) -> None:
+    def __init__(
+        self, last: int, told: Callable[[str], object], counts: Callable[[], bool] = lambda: True
+    ) -> None:
         self._left = last
         self._told = told
+        self._counts = counts
         self._armed = False
         self._lock = threading.Lock()
 
@@ -43,7 +46,7 @@ class Steps:
 
     def _profiled(self, frame: FrameType, event: str, called: Any) -> None:
         del frame
-        if event == "c_call" and self._armed and (name := _step(called)):
+        if event == "c_call" and self._armed and (name := _step(called)) and self._counts():
             with self._lock:
                 self._left -= 1
                 if self._left == 0:
@@ -58,6 +61,21 @@ def _step(called: Any) -> str | None:
     if isinstance(getattr(called, "__self__", None), sqlite3.Connection):
         return f"sql {called.__name__}" if called.__name__.startswith("execute") else None
     return None
+
+
+def kill_this_server() -> None:
+    """Before step `KILL_AT` of the first request that changes stored bytes."""
+    begun = threading.Event()
+
+    def counts() -> bool:
+        name = threading.current_thread().name
+        if name.startswith("blobs"):
+            begun.set()
+        return begun.is_set() and name.startswith(("blobs", "sqlite-catalog"))
+
+    steps = Steps(int(os.environ["KILL_AT"]), lambda name: print("killed before", name), counts)
+    steps.watch()
+    steps.arm()
 
 
 Say = Callable[[str], None]

@@ -55,7 +55,11 @@ class Up:
 
 @contextlib.contextmanager
 def up(
-    home: Path, *options: str | Path, env: Mapping[str, str] = {}, within: Sequence[str] = ()
+    home: Path,
+    *options: str | Path,
+    env: Mapping[str, str] = {},
+    within: Sequence[str] = (),
+    command: Sequence[str] = COMMAND,
 ) -> Generator[Up]:
     """Ready when entered; ended (if it has not ended by itself) when left.
 
@@ -63,7 +67,7 @@ def up(
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [*within, *COMMAND, "up", "--json", *(() if "--port" in options else ("--port", "0"))]
+            [*within, *command, "up", "--json", *(() if "--port" in options else ("--port", "0"))]
             + [str(option) for option in options],
             env=environment(home, **env),
             stdout=subprocess.PIPE,

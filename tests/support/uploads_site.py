@@ -75,9 +75,7 @@ async def begin(site: Site, size: int | None, **headers: str) -> str:
     return answer.headers["location"]
 
 
-async def patch(
-    site: Site, path: str, data: Any, offset: int, **headers: str
-) -> httpx2.Response:
+async def patch(site: Site, path: str, data: Any, offset: int, **headers: str) -> httpx2.Response:
     told = {**BYTES, "Upload-Offset": str(offset), **headers}
     return await site.client.patch(path, content=data, headers=told)
 

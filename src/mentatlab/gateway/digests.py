@@ -74,7 +74,8 @@ async def verified(source: AsyncIterator[bytes], checksum: Checksum) -> AsyncIte
                 hash_.update(piece)
             file.writelines(batch)
 
-        await pump(source, lambda batch: loop.run_in_executor(None, take, batch))
+        last = await pump(source, lambda batch: loop.run_in_executor(None, take, batch))
+        await asyncio.to_thread(take, last)
         if not hmac.compare_digest(hash_.digest(), checksum.digest):
             raise _mismatch(checksum.algorithm)
         await asyncio.to_thread(file.seek, 0)

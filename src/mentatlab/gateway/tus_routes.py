@@ -69,10 +69,12 @@ def tus_router(uploads: Uploads, uploader: Callable[[Request], Uploader]) -> API
     router = APIRouter(prefix=TUS_PATH, tags=["storage"], dependencies=[Depends(_version)])
     config = _configuration(uploads.max_bytes)
 
+    @router.options("", status_code=204, include_in_schema=False)
     @router.options("/{upload_id:path}", status_code=204, include_in_schema=False)
-    async def options(upload_id: str) -> Response:
+    async def options() -> Response:
         return Response(status_code=204, headers=config)
 
+    @router.post("", status_code=201, include_in_schema=False)
     @router.post("/", status_code=201, response_class=Response)
     async def create(request: Request) -> Response:
         """Begin an upload (`Upload-Length` or `Upload-Defer-Length: 1`, `Upload-Metadata`), with
