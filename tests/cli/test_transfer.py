@@ -13,7 +13,7 @@ from tests.cli.test_commands import home as home
 from tests.cli.test_commands import mentatlab as mentatlab
 from tests.support.media import picture
 
-from mentatlab.cli import transfer
+from mentatlab.cli import progress
 from mentatlab.cli.root import cli
 from mentatlab.cli.unfinished import Unfinished
 
@@ -122,9 +122,8 @@ class Terminal(io.StringIO):
 
 def test_a_bar_for_eyes(monkeypatch: pytest.MonkeyPatch):
     terminal = Terminal()
-    monkeypatch.setattr(transfer.sys, "stderr", terminal)
-    with transfer._bar("cat.jpg") as tell:
-        assert tell is not None
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    with progress.bar("cat.jpg") as tell:
         tell(50, 100)
         tell(70, None)
         tell(100, 100)

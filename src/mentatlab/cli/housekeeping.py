@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import os
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,8 @@ import msgspec
 
 from mentatlab import home as home_folder
 from mentatlab.cli.connect import Target, connected, home_option, place_of, target_options
-from mentatlab.cli.output import asynchronous, emit, json_option, note, table, wants_json
+from mentatlab.cli.output import asynchronous, emit, json_option, note, table
+from mentatlab.cli.progress import bar
 from mentatlab.protocol.errors import Code, Conflict
 from mentatlab.sdk.client import AsyncClient
 
@@ -83,7 +83,7 @@ async def scrub(*, target: Target) -> None:
 
 async def _scrubbed(client: AsyncClient) -> dict[str, Any]:
     report = await client.scrub_storage()
-    with _bar("reading", unit=None) as show:
+    with bar("reading", counted=True) as show:
         while report["running"]:
             await asyncio.sleep(_POLL_S)
             report = await client.scrub_report()
@@ -106,7 +106,7 @@ async def rebuild(*, home: Path | None) -> None:
     from mentatlab.storage.rebuild import Rebuilt
 
     place = place_of(Target(home=home))
-    with _stopped(place), _bar("entering", unit=None) as show:
+    with _stopped(place), bar("entering", counted=True) as show:
         settings, key = app.read_settings(home=place), home_folder.home_key(place)
 
         def tell(so_far: Rebuilt) -> None:
@@ -152,7 +152,7 @@ async def migrate(
         raise click.UsageError("FOLDER goes with --to local")
     place = place_of(Target(home=home))
     how = Move(home=place, source=source or _other(kind), target=kind, folder=folder)
-    with _stopped(place), _bar("moving", unit="bytes") as show:
+    with _stopped(place), bar("moving") as show:
         moved = await move(
             how,
             home_key=home_folder.home_key(place),
@@ -190,19 +190,3 @@ def _stopped(place: Path) -> Generator[None]:
             error.message,
             hint="stop that server first: nothing may be stored meanwhile",
         ) from error
-
-
-@contextlib.contextmanager
-def _bar(label: str, *, unit: str | None) -> Generator[Callable[[int, int], None]]:
-    """On stderr; nothing under `--json`. Shown with (done, of how many)."""
-    if wants_json():
-        yield lambda _done, _total: None
-        return
-    with click.progressbar(length=1, label=label, file=sys.stderr, show_pos=unit is None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.length = max(total, 1)
-            bar.pos = min(done, bar.length)
-            bar.update(0)
-
-        yield show

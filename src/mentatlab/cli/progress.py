@@ -1,8 +1,13 @@
-"""What a person wants to see of a run while it goes."""
+"""What a person wants to see while something goes on."""
 
+import contextlib
+import sys
+from collections.abc import Callable, Generator
 from typing import Any
 
 import click
+
+from mentatlab.cli.output import wants_json
 
 _WORDS = {
     "run_started": ("started", "blue"),
@@ -47,3 +52,21 @@ def text_of(data: Any) -> str:
             return text
         case _:
             return ""
+
+
+@contextlib.contextmanager
+def bar(label: str, *, counted: bool = False) -> Generator[Callable[[int, int | None], None]]:
+    """A bar that is told how much is done, and of how much (None while nobody knows).
+
+    Only for eyes: on a terminal, and not under `--json`. `counted`: with the numbers.
+    """
+    if wants_json() or not sys.stderr.isatty():
+        yield lambda _done, _whole: None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr, show_pos=counted) as shown:
+
+        def tell(done: int, whole: int | None) -> None:
+            shown.length = max(whole or 0, done, 1)
+            shown.update(done - shown.pos)
+
+        yield tell

@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import click
 
 from mentatlab.cli.connect import Target, connected, place_of, target_options
-from mentatlab.cli.output import asynchronous, emit, json_option, note, wants_json
+from mentatlab.cli.output import asynchronous, emit, json_option, note
+from mentatlab.cli.progress import bar
 from mentatlab.cli.unfinished import Unfinished
 from mentatlab.protocol.errors import Code, Gone, Invalid, MentatError, NotFound
 from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.pins import TtlClass
-from mentatlab.sdk.client import AsyncClient, Progress
+from mentatlab.sdk.client import AsyncClient
 
 FileType = Literal["audio", "image", "video", "binary"]
 
@@ -81,12 +82,12 @@ async def _put(
     client: AsyncClient, file: Path, wishes: _Wishes, unfinished: Unfinished
 ) -> dict[str, Any]:
     if str(file) == "-":
-        with _bar("stdin") as progress:
+        with bar("stdin") as progress:
             return await _upload(client, _stdin(), wishes, progress=progress)
     key = await asyncio.to_thread(unfinished.key_of, file, [wishes.type_, wishes.ttl, wishes.name])
     begun = await asyncio.to_thread(unfinished.find, key) if wishes.resume else None
     with (
-        _bar(file.name) as progress,
+        bar(file.name) as progress,
         _told_how_to_go_on(key, unfinished, file),
     ):
         if begun is not None:
@@ -160,7 +161,7 @@ async def get(*, refs: tuple[str, ...], out: Path, target: Target) -> None:
 
 async def _get(client: AsyncClient, ref: str, path: Path) -> None:
     if _is_ordinary(path):
-        with _bar(path.name) as progress:
+        with bar(path.name) as progress:
             await client.download_to(ref, path, progress=progress)
         return
     with click.open_file(str(path), "wb") as file:  # stdout, a device, a pipe
@@ -180,18 +181,3 @@ async def _place(client: AsyncClient, ref: str, folder: Path, taken: set[Path]) 
 def _is_ordinary(path: Path) -> bool:
     """A file that may be replaced when the download is whole."""
     return str(path) != "-" and (path.is_file() or not path.exists())
-
-
-@contextlib.contextmanager
-def _bar(label: str) -> Generator[Progress | None]:
-    """Only for eyes: on a terminal, and not under `--json`. The size comes with the first bytes."""
-    if wants_json() or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
-
-        def tell(sent: int, whole: int | None) -> None:
-            bar.length = max(whole or 0, sent, 1)
-            bar.update(sent - bar.pos)
-
-        yield tell
