@@ -28,7 +28,10 @@ class Steps:
     """Counts once armed; `told` the last one, before which this process is killed."""
 
     def __init__(
-        self, last: int, told: Callable[[str], object], counts: Callable[[], bool] = lambda: True
+        self,
+        last: int,
+        told: Callable[[str], object],
+        counts: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._left = last
         self._told = told
@@ -46,7 +49,7 @@ class Steps:
 
     def _profiled(self, frame: FrameType, event: str, called: Any) -> None:
         del frame
-        if event == "c_call" and self._armed and (name := _step(called)) and self._counts():
+        if event == "c_call" and self._armed and (name := _step(called)) and self._counts(name):
             with self._lock:
                 self._left -= 1
                 if self._left == 0:
@@ -64,14 +67,14 @@ def _step(called: Any) -> str | None:
 
 
 def kill_this_server() -> None:
-    """Before step `KILL_AT` of the first request that changes stored bytes."""
+    """Before step `KILL_AT` from the first byte on that somebody stores."""
     begun = threading.Event()
 
-    def counts() -> bool:
-        name = threading.current_thread().name
-        if name.startswith("blobs"):
+    def counts(step: str) -> bool:
+        thread = threading.current_thread().name
+        if thread.startswith("blobs") and step == "pwritev":
             begun.set()
-        return begun.is_set() and name.startswith(("blobs", "sqlite-catalog"))
+        return begun.is_set() and thread.startswith(("blobs", "sqlite-catalog"))
 
     steps = Steps(int(os.environ["KILL_AT"]), lambda name: print("killed before", name), counts)
     steps.watch()
