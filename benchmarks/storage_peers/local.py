@@ -37,7 +37,7 @@ DOWNLOADS = [
 def uploads(plan: Plan, troubles: dict[str, str]) -> None:
     """Durable: the answer comes when the bytes are on the disk. (The peers' need not be.)"""
     buffered, direct, loopback = _limits_in(plan)
-    found = rounds(UPLOADS, partial(_upload, plan), plan.rounds, troubles)
+    found = rounds(UPLOADS, partial(_upload, plan), plan, troubles)
     rows = [
         Row("dd conv=fdatasync", buffered, "MB/s"),
         Row("dd oflag=direct conv=fdatasync", direct, "MB/s"),
@@ -71,7 +71,7 @@ def downloads(plan: Plan, troubles: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         source = limits.source_file(Path(place), plan.size)
         limit = median(limits.loopback_out(source) for _ in range(plan.rounds))
-    found = rounds(DOWNLOADS, partial(_download, plan), plan.rounds, troubles)
+    found = rounds(DOWNLOADS, partial(_download, plan), plan, troubles)
     show(
         f"Downloads of {plan.size / 1e9:.2f} GB: what this machine can",
         [Row("loopback, bare sockets, sendfile", limit, "MB/s")],
@@ -100,7 +100,7 @@ class _Ranges(NamedTuple):
 
 
 def ranges(plan: Plan, troubles: dict[str, str]) -> None:
-    found = rounds(DOWNLOADS, partial(_ranges, plan), plan.rounds, troubles)
+    found = rounds(DOWNLOADS, partial(_ranges, plan), plan, troubles)
     rows: list[Row] = []
     for name, some in found.items():
         times = [ms for each in some for ms in each.milliseconds]
@@ -150,7 +150,7 @@ class Many(NamedTuple):
 
 def small(plan: Plan, troubles: dict[str, str]) -> None:
     with_tus = [UPLOADS[0], UPLOADS[2], *UPLOADS[4:]]
-    found = rounds(with_tus, partial(_small, plan), plan.rounds, troubles)
+    found = rounds(with_tus, partial(_small, plan), plan, troubles)
     rows: list[Row] = []
     for name, some in found.items():
         asked = ">= 500/s" if name == UPLOADS[0].name else ""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -54,8 +55,8 @@ def figures(some: Sequence[Transfer]) -> Figures:
         server_s_gb=median(each.server_s / (each.size / 1e9) for each in some),
         generator=median(each.generator_s / each.wall_s for each in some),
         growth_mib=max(each.growth for each in some) / MIB,
-        ping_p99_ms=percentile(pings, 99) if len(pings) > 1 else float("nan"),
-        ping_max_ms=max(pings, default=float("nan")),
+        ping_p99_ms=percentile(pings, 99) if len(pings) > 1 else math.nan,
+        ping_max_ms=max(pings, default=math.nan),
     )
 
 

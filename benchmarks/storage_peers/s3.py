@@ -9,32 +9,31 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from blake3 import blake3
+from tests.support.seaweed import SeaweedProcess
 
-from benchmarks.peers import fetch, seaweed
-from benchmarks.peers.seaweed import Seaweed
+from benchmarks.peers import fetch
 from benchmarks.storage_peers import subjects
 from benchmarks.storage_peers.beside import NOTHING, Asked
 from benchmarks.storage_peers.cores import BOTH, CORES
 from benchmarks.storage_peers.local import IN_FLIGHT, SMALL, latencies, range_times, whole
 from benchmarks.storage_peers.meter import Transfer, cpu_s, figures, measured
 from benchmarks.storage_peers.plan import Plan
-from benchmarks.storage_peers.subjects import OURS, STORAGE, Running
+from benchmarks.storage_peers.subjects import BUCKET, OURS, STORAGE, Running
 from benchmarks.storage_peers.wire import Client, content
 from benchmarks.table import Row, show
 
 RANGED = 64 << 20  # bytes of the object that is read in ranges
 TOGETHER = 4  # parts on their way at a time
-LIBRARIES = (OURS, "boto3", "aiobotocore")
-BARS = {"growth_mib": 96.0, "ping_p99_ms": 15.0}
+PEERS = ("boto3", "aiobotocore")
+QUIET = Asked(growth_mib=96, ping_p99_ms=15)
 
 
 class Stored(NamedTuple):
@@ -49,43 +48,54 @@ Found = dict[str, list[Stored]]
 
 def libraries(plan: Plan, troubles: dict[str, str]) -> None:
     """Each in a process of its own, beside the S3 server."""
-    del troubles
-    puts, gets, many = Found(), Found(), Found()
+    found: dict[str, Found] = {"put": {}, "get": {}, "small": {}}
+    programs = dict(_programs(plan, troubles))
     with _both_cores():
         for turn in range(plan.rounds):
             with _bucket() as store:
-                for name in LIBRARIES:
-                    run = partial(_library, store, name, f"{turn}")
-                    puts.setdefault(name, []).append(run("put", plan.size))
-                    gets.setdefault(name, []).append(run("get", plan.size))
-                    many.setdefault(name, []).append(run("small", SMALL, plan.small))
-    asked = {OURS: Asked(rate=150, growth_mib=96)}
-    size = f"{plan.size / 1e9:.2f} GB"
-    _show(f"S3, puts of {size} in process, {TOGETHER} parts at a time", puts, asked)
-    _show(f"S3, gets of {size} in process", gets, asked)
+                for name, command in programs.items():
+                    for what, stored in _library(store, command, f"{name}/{turn}", plan):
+                        found[what].setdefault(name, []).append(stored)
+    size, asked = f"{plan.size / 1e9:.2f} GB", {OURS: Asked(rate=150, growth_mib=96)}
+    _show(f"S3, puts of {size} in process, {TOGETHER} parts at a time", found["put"], asked)
+    _show(f"S3, gets of {size} in process", found["get"], asked)
     rows: list[Row] = []
-    for name, some in many.items():
-        each = [plan.small / x.transfer.wall_s for x in some]
-        rows.append(Row(name, median(each), "a second"))
+    for name, some in found["small"].items():
+        rows.append(Row(name, median(plan.small / x.transfer.wall_s for x in some), "a second"))
         cost = median(x.transfer.server_s / plan.small * 1000 for x in some)
         rows.append(Row("  its cost each", cost, "ms of CPU"))
     show(f"S3, {plan.small:,} puts of {SMALL // 1000} KB, {IN_FLIGHT} in flight", rows)
 
 
-def _library(store: Seaweed, name: str, turn: str, what: str, size: int, count: int = 0) -> Stored:
+def _programs(plan: Plan, troubles: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """By library, less what it is to do."""
+    yield OURS, [sys.executable, "-m", "benchmarks.storage_peers.s3_client"]
+    if plan.alone:
+        return
+    try:
+        command = fetch.s3_clients()
+    except fetch.PeerMissingError as error:
+        troubles[" and ".join(PEERS)] = f"cannot be had: {error}"
+    else:
+        yield from ((name, [*command, name]) for name in PEERS)
+
+
+def _library(
+    store: SeaweedProcess, command: list[str], key: str, plan: Plan
+) -> Iterator[tuple[str, Stored]]:
     """`get` finds what `put` brought."""
-    module = [sys.executable, "-m", "benchmarks.storage_peers.s3_client"]
-    command = module if name == OURS else [*fetch.s3_clients(), name]
-    login = (store.s3, seaweed.ACCESS_KEY, seaweed.SECRET_KEY, seaweed.BUCKET)
-    words = (what, *login, f"{name}/{turn}/{what.replace('get', 'put')}", str(size), str(count))
-    os.sync()
-    before = cpu_s(store.pid)
-    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} {what}: {done.stderr[-500:]}")
-    told = json.loads(done.stdout)
-    transfer = Transfer(size, told["wall_s"], told["cpu_s"], 0.0, told["growth"])
-    return Stored(transfer, cpu_s(store.pid) - before)
+    login = (store.endpoint, store.access_key, store.secret_key, BUCKET)
+    sizes = {"put": plan.size, "get": plan.size, "small": SMALL}
+    for what, size in sizes.items():
+        os.sync()
+        before = cpu_s(store.pid)
+        words = (what, *login, key, str(size), str(plan.small))
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{key} {what}: {done.stderr[-500:]}")
+        told = json.loads(done.stdout)
+        transfer = Transfer(size, told["wall_s"], told["cpu_s"], 0.0, told["growth"])
+        yield what, Stored(transfer, cpu_s(store.pid) - before)
 
 
 # --- by the gateway
@@ -93,20 +103,20 @@ def _library(store: Seaweed, name: str, turn: str, what: str, size: int, count: 
 
 def gateway(plan: Plan, troubles: dict[str, str]) -> None:
     """Uploads and downloads of a server whose objects are in the bucket."""
-    del troubles
+    del troubles  # there is no peer
     found, ranges = Found(), list[float]()
     with _both_cores():
         for _ in range(plan.rounds):
             with _bucket() as store, _ours(store) as running:
                 for name, work in _ways(running, plan).items():
                     os.sync()
-                    found.setdefault(name, []).append(_beside(store, running, plan, work))
+                    found.setdefault(name, []).append(_beside(store, running, plan.size, work))
                 ranges += _range_times(running, plan)
     asked = {
-        "signed parts": Asked(rate=150, **BARS),
-        "upload, raw": Asked(rate=80, **BARS),
-        "upload, tus": Asked(**BARS),
-        "download, ?via=gateway": Asked(**BARS),
+        "signed parts": QUIET._replace(rate=150),
+        "upload, raw": QUIET._replace(rate=80),
+        "upload, tus": QUIET,
+        "download, ?via=gateway": QUIET,
     }
     _show(f"S3, {plan.size / 1e9:.2f} GB with a gateway", found, asked)
     rows = latencies("64 KiB range, ?via=gateway", ranges, asked="<= 2 ms")
@@ -135,9 +145,11 @@ def _ways(running: Running, plan: Plan) -> Mapping[str, Callable[[], object]]:
     }
 
 
-def _beside(store: Seaweed, running: Running, plan: Plan, work: Callable[[], object]) -> Stored:
+def _beside(
+    store: SeaweedProcess, running: Running, size: int, work: Callable[[], object]
+) -> Stored:
     before = cpu_s(store.pid)
-    transfer = measured(running.pid, plan.size, work, url=f"{running.url}/healthz")
+    transfer = measured(running.pid, size, work, url=f"{running.url}/healthz")
     return Stored(transfer, cpu_s(store.pid) - before)
 
 
@@ -171,25 +183,20 @@ def _range_times(running: Running, plan: Plan) -> list[float]:
 
 
 @contextlib.contextmanager
-def _bucket() -> Generator[Seaweed]:
+def _bucket() -> Generator[SeaweedProcess]:
     with (
         tempfile.TemporaryDirectory() as place,
-        seaweed.seaweed(fetch.seaweedfs(), BOTH, Path(place)) as store,
+        subjects.seaweed(Path(place), within=BOTH) as store,
     ):
         yield store
 
 
 @contextlib.contextmanager
-def _ours(store: Seaweed) -> Generator[Running]:
-    settings = {
-        "S3_ENDPOINT": store.s3,
-        "S3_ACCESS_KEY": seaweed.ACCESS_KEY,
-        "S3_SECRET_KEY": seaweed.SECRET_KEY,
-        "S3_BUCKET": seaweed.BUCKET,
-    }
+def _ours(store: SeaweedProcess) -> Generator[Running]:
+    """In a bucket of its own, which it makes."""
     with (
         tempfile.TemporaryDirectory() as place,
-        subjects.ours(Path(place), within=BOTH, env=settings) as running,
+        subjects.ours(Path(place), within=BOTH, env=store.environment) as running,
     ):
         yield running
 

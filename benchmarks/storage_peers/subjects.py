@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from tests.support.seaweed import SeaweedProcess, seaweed_server
 from tests.support.server import up
 
-from benchmarks.peers import fetch, seaweed, servers
+from benchmarks.peers import fetch, servers
 from benchmarks.storage_peers.cores import CORES, SERVER
 from benchmarks.storage_peers.wire import Client, content
 
 OURS = "MentatLab"
 STORAGE = "/api/v1/storage"
 TUS = f"{STORAGE}/tus/"
+BUCKET = "bench"
+SOME = 1 << 20  # bytes: more than SeaweedFS keeps in its database
 _FORM = b'--BOUND\r\nContent-Disposition: form-data; name="file"; filename="clip.bin"\r\n\r\n'
 _FORM_END = b"\r\n--BOUND--\r\n"
 Put = Callable[[Client, int], str]
@@ -57,8 +60,18 @@ def tuspyserver(place: Path) -> Generator[Running]:
 
 @contextlib.contextmanager
 def seaweed_tus(place: Path) -> Generator[Running]:
-    with seaweed.seaweed(fetch.seaweedfs(), SERVER, place) as server:
-        yield Running(server.pid, server.filer, place)
+    with seaweed(place, within=SERVER) as server:
+        yield Running(server.pid, server.filer, server.folder)
+
+
+@contextlib.contextmanager
+def seaweed(place: Path, *, within: tuple[str, ...]) -> Generator[SeaweedProcess]:
+    """It has the bucket `BUCKET`, and has stored something."""
+    with _folder(place) as folder, seaweed_server(folder, within=within) as server:
+        with Client(server.filer) as client:
+            client.send("POST", f"/buckets/{BUCKET}/")
+            client.send("PUT", "/probe", content(SOME), size=SOME)
+        yield server
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,15 @@ def program() -> str:
 
 
 class SeaweedProcess:
-    """`start` after `kill` or `stop` is the same server with the same data, on the same ports."""
+    """`start` after `kill` or `stop` is the same server with the same data, on the same ports.
+
+    `within`: a command that becomes the one behind it.
+    """
 
     access_key, secret_key = ACCESS_KEY, SECRET_KEY
 
-    def __init__(self, folder: Path, *, s3_port: int = 0) -> None:
-        self._program, self.folder = program(), folder
+    def __init__(self, folder: Path, *, s3_port: int = 0, within: Sequence[str] = ()) -> None:
+        self._program, self._within, self.folder = program(), within, folder
         self._data, self._keys = folder / "data", folder / "s3.json"
         http, grpc = _free_ports(len(_PARTS)), _free_ports(len(_PARTS))
         self._ports = dict(zip(_PARTS, zip(http, grpc, strict=True), strict=True))
@@ -48,6 +51,16 @@ class SeaweedProcess:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._ports['s3'][0]}"
+
+    @property
+    def filer(self) -> str:
+        """Files by their paths; it speaks tus below `/.tus`."""
+        return f"http://127.0.0.1:{self._ports['filer'][0]}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def environment(self) -> dict[str, str]:
@@ -96,7 +109,7 @@ class SeaweedProcess:
         ]
         sockets = [f"-{part}.localSocket={self.folder / part}.sock" for part in ("filer", "s3")]
         return [
-            *(self._program, "-logtostderr=true", "server", f"-dir={self._data}"),
+            *(*self._within, self._program, "-logtostderr=true", "server", f"-dir={self._data}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", *ports, *sockets),
             *("-master.telemetry=false", "-master.electionTimeout=1s"),
             *("-master.volumeSizeLimitMB=1024", "-volume.max=40", "-volume.preStopSeconds=0"),
@@ -124,8 +137,8 @@ class SeaweedProcess:
 
 
 @contextlib.contextmanager
-def seaweed_server(folder: Path) -> Generator[SeaweedProcess]:
-    process = SeaweedProcess(folder)
+def seaweed_server(folder: Path, *, within: Sequence[str] = ()) -> Generator[SeaweedProcess]:
+    process = SeaweedProcess(folder, within=within)
     try:
         yield process.start()
     finally:
