@@ -44,6 +44,14 @@ def headers_of(blob: Blob, grant: Grant | None, *, now: float) -> dict[str, str]
     }
 
 
+def by_nginx(location: str, status: int, headers: dict[str, str]) -> Response:
+    """nginx sends what `location` names, in this answer's place. What it says of the file by itself
+    stays away: the length always, and of a whole file that there are ranges."""
+    own = {"Content-Length"} if status == 206 else {"Content-Length", "Accept-Ranges"}
+    kept = {name: value for name, value in headers.items() if name not in own}
+    return Response(headers={"X-Accel-Redirect": location, **kept})
+
+
 class Streamed(StreamingResponse):
     """Through this process; closes the reader also when the client leaves in the middle."""
 

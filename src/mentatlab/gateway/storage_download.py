@@ -17,6 +17,7 @@ from mentatlab.gateway.storage_answers import (
     Accel,
     FromFile,
     Streamed,
+    by_nginx,
     headers_of,
     sends_files,
 )
@@ -148,9 +149,7 @@ class Downloads:
         if self._accel is not None and ACCEL_HEADER in request.headers:
             path = await self._storage.serving.path(blob)
             if path is not None:
-                headers = {"X-Accel-Redirect": self._accel.redirect(path), **plan.headers}
-                del headers["Content-Length"]
-                return Response(headers=headers)
+                return by_nginx(self._accel.redirect(path), plan.status, plan.headers)
         if request.query_params.get("via") == "gateway":
             return None
         left_s = min([_MOVED_S, *_lifetimes(blob, grant, time.time())])
