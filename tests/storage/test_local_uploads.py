@@ -100,6 +100,24 @@ async def test_bytes_behind_the_durable_offset_are_cut_off(
     await store.aclose()
 
 
+@pytest.mark.parametrize("record", [b"?", b"00000000000000000000\n{", b"\xff\n\xff", b""])
+async def test_a_damaged_record_goes_with_its_bytes(
+    store: LocalStore, staging: Path, record: bytes
+) -> None:
+    upload = await store.open_upload("k")
+    await upload.write(pieces(b"x"))
+    file_of(staging, upload.id).with_suffix(".upload").write_bytes(record)
+    store = await next_process(store, staging)
+    with pytest.raises(NotFound):
+        await store.resume_upload(upload.id)
+    assert await stale_ids(store, before=time.time() + 60) == set()
+    await store.tidy(before=time.time() - 60)
+    assert len(names(staging)) == 2
+    await store.tidy(before=time.time() + 60)
+    assert names(staging) == []
+    await store.aclose()
+
+
 async def test_lost_bytes_are_told_and_the_upload_is_over(store: LocalStore, staging: Path) -> None:
     upload = await store.open_upload("k")
     await upload.write(pieces(b"durable"))
@@ -123,21 +141,6 @@ async def test_bytes_lost_before_the_end(store: LocalStore, staging: Path) -> No
     with pytest.raises(Internal):
         await upload.complete(sha256=True)
     assert await keys_of(store.list()) == []
-
-
-async def test_a_damaged_record_goes_with_its_bytes(store: LocalStore, staging: Path) -> None:
-    upload = await store.open_upload("k")
-    await upload.write(pieces(b"x"))
-    file_of(staging, upload.id).with_suffix(".upload").write_bytes(b"?")
-    store = await next_process(store, staging)
-    with pytest.raises(NotFound):
-        await store.resume_upload(upload.id)
-    assert await stale_ids(store, before=time.time() + 60) == set()
-    await store.tidy(before=time.time() - 60)
-    assert len(names(staging)) == 2
-    await store.tidy(before=time.time() + 60)
-    assert names(staging) == []
-    await store.aclose()
 
 
 async def test_an_id_with_another_key_is_unknown(store: LocalStore, staging: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from mentatlab.protocol.errors import Code, Conflict, Internal, NotFound, OutOfSpace
 from mentatlab.storage.local import LocalStore
@@ -64,6 +65,26 @@ async def test_durabilities_store_the_same(store: LocalStore, durability: Durabi
 async def test_the_pieces_of_a_put_may_be_tiny(store: LocalStore) -> None:
     await store.put("k", pieces(b"0123456789" * 300, size=1))
     assert await read(store, "k") == b"0123456789" * 300
+
+
+async def test_the_disk_works_beside_a_large_put(store: LocalStore, tmp_path: Path) -> None:
+    large = BIG * 12  # synced three times before the end
+    info = await store.put("k", pieces(large))
+    assert info.blake3 == blake3(large).hexdigest()
+    upload = await store.open_upload("u")
+    await upload.write(pieces(large))
+    await upload.abort()
+    assert files(tmp_path / "blobs") == [".k.meta", "k"]
+
+
+async def test_tidy_leaves_a_put_under_way(store: LocalStore) -> None:
+    async def tidied() -> AsyncIterator[bytes]:
+        for part in (BIG, b"the rest"):
+            yield part
+            await store.tidy(before=time.time() + 60)
+
+    await store.put("k", tidied())
+    assert await read(store, "k") == BIG + b"the rest"
 
 
 async def test_layout(store: LocalStore, tmp_path: Path) -> None:

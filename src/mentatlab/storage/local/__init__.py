@@ -13,7 +13,7 @@ hashing included; one batch is written while the next one arrives.
     store    the port, on asyncio; knows no files
     tree     folders and sidecars: what is published, listed, removed
     staged   bytes on their way in: write, sync, hash, publish
-    uploads  staged bytes that outlive a connection and a process
+    staged_upload, uploads   those that outlive a connection and a process
     reading  bytes on their way out
     disk     what an operating system says when it is full, and how it is made to write
 """
