@@ -97,14 +97,14 @@ class Scrub:
                 log.warning("%s cannot be read now: %s", blob.id, error)
                 return "unread"
             whole = False
+        if not whole:
+            await self._tell(blob, "the bytes have another hash, or are missing")
         before = await self._upkeep.record(blob.id, whole=whole, now=self._clock())
         if before is None:
             return "gone"
-        if whole:
-            return "healed" if before == "corrupt" else "whole"
-        if before == "ready":
-            await self._tell(blob, "the bytes have another hash, or are missing")
-        return "corrupt"
+        if not whole:
+            return "corrupt"
+        return "healed" if before == "corrupt" else "whole"
 
     # --- many
 

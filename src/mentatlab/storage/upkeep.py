@@ -20,7 +20,7 @@ _UNVERIFIED = f"""
 """
 _VERIFIED = f"""
     SELECT {COLUMNS}, verified_at FROM blobs
-    WHERE verified_at < ? AND (verified_at, id) > (?, ?) AND state <> 'deleting'
+    WHERE verified_at <= ? AND (verified_at, id) > (?, ?) AND state <> 'deleting'
     ORDER BY verified_at, id LIMIT ?
 """
 
@@ -140,7 +140,7 @@ class Upkeep:
     async def verified(
         self, *, before: float, after: tuple[float, str], limit: int
     ) -> list[Verified]:
-        """Those verified before, the longest ago first, behind a place."""
+        """Those verified by then, the longest ago first, behind a place."""
 
         def work(db: sqlite3.Connection) -> list[Verified]:
             found = db.execute(_VERIFIED, (before, *after, limit))
