@@ -60,7 +60,7 @@ def turned(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
 
 
 def poster(data: bytes, pixels: int = 64) -> Image.Image:
-    return Image.open(io.BytesIO(posters.draw(io.BytesIO(data), pixels, "png")))
+    return Image.open(io.BytesIO(posters.draw(io.BytesIO(data), pixels, "png").body))
 
 
 def near(

@@ -18,9 +18,10 @@ from mentatlab.protocol.errors import (
     Invalid,
     MentatError,
     NotFound,
+    OutOfSpace,
     UnsupportedMedia,
 )
-from mentatlab.storage import StorageManager, open_local, open_memory, sources
+from mentatlab.storage import Quota, StorageManager, keys, open_local, open_memory, sources
 from mentatlab.storage.port import Blob
 from mentatlab.storage.workers import MediaWorkers
 
@@ -75,7 +76,8 @@ async def test_a_preview_is_a_blob_beside_its_source(storage: StorageManager) ->
     source = await stored(storage, picture("PNG"))
     made = await storage.previews.of(source, "thumb", size=64)
     assert (made.mime_type, made.workspace) == ("image/webp", WS)
-    assert made.key == f"{WS}/_previews/{source.id}/thumb-64.webp"
+    assert made.key == f"{WS}/_previews/{source.id}/{made.id}.webp"
+    assert made.filename == "thumb-64.webp"
     assert (made.metadata["width"], made.metadata["height"]) == (64, 64)
     image = Image.open(io.BytesIO(await content(storage, made)))
     assert image.size == (64, 64)
@@ -178,6 +180,33 @@ async def test_the_last_failures_are_remembered_not_all(
     for _ in range(4):
         await refused(storage, await stored(storage, picture("PNG")[:3000]), "thumb")
     assert len(storage.previews._failed) == 2  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_it_takes_nothing_of_the_quota(tmp_path: Path) -> None:
+    data = picture("PNG")
+    quota = Quota(bytes=len(data), count=1)
+    async with open_local(tmp_path / "blobs", tmp_path / "catalog.db", quota=quota) as storage:
+        source = await stored(storage, data)
+        with pytest.raises(OutOfSpace):
+            await stored(storage, b"more")
+        assert (await storage.previews.of(source, "thumb")).size > 0
+        await storage.delete(source.id, workspace=WS)
+        await storage.life.sweep()
+        await stored(storage, data)  # there is room again, and no more than that
+        with pytest.raises(OutOfSpace):
+            await stored(storage, b"more")
+
+
+async def test_only_what_is_one_has_the_key_of_one(storage: StorageManager) -> None:
+    """A flow may be called so."""
+    ref = (await stored(storage, b"x")).id
+    assert keys.is_preview(keys.preview_key(WS, ref, ref, "webp"))
+    for key in (
+        keys.generate_key(WS, "_previews", "rn_1", "node", "pin", "png", timestamp_ms=1),
+        keys.generate_key(WS, "flow", "rn_1", "_previews", ref, "png", timestamp_ms=1),
+        keys.upload_key("_previews", ref, "png", now=1),
+    ):
+        assert not keys.is_preview(key)
 
 
 # --- they go with their source

@@ -28,7 +28,7 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (400, 200)) -> Image.Image
 
 
 def thumb(file: io.BytesIO, pixels: int = 64, format_: Any = "png") -> Image.Image:
-    image = Image.open(io.BytesIO(thumbs.draw(file, pixels, format_)))
+    image = Image.open(io.BytesIO(thumbs.draw(file, pixels, format_).body))
     image.load()
     return image
 
@@ -149,7 +149,7 @@ def test_a_colour_profile_is_applied() -> None:
 def test_nothing_of_the_source_but_its_pixels_is_kept() -> None:
     exif = Image.Exif()
     exif[0x010E] = "where I live"
-    small = thumbs.draw(saved(halves(), "JPEG", exif=exif, comment=b"secret"), 64, "webp")
+    small = thumbs.draw(saved(halves(), "JPEG", exif=exif, comment=b"secret"), 64, "webp").body
     assert b"where I live" not in small
     assert b"secret" not in small
 

@@ -33,7 +33,7 @@ def tone(seconds: float, loud: float) -> list[float]:
 
 def heights(data: bytes, pixels: int = 64) -> list[int]:
     """Of the coloured part of each column."""
-    image = Image.open(io.BytesIO(waveforms.draw(io.BytesIO(data), pixels, "png")))
+    image = Image.open(io.BytesIO(waveforms.draw(io.BytesIO(data), pixels, "png").body))
     assert image.size == (pixels, pixels // 4)
     alpha = image.getchannel("A")
     return [

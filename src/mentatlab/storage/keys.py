@@ -2,16 +2,16 @@
 
 {workspace}/{flow}/{execution}/{node}/{pin}_{timestamp_ms}.{ext}      what a run made
 {workspace}/_uploads/{yyyymmdd}/{ref}.{ext}                           what came from outside
-{workspace}/_previews/{ref}/{preview}                                 small pictures of those
+{workspace}/_previews/{ref of the source}/{ref}.{ext}                 small pictures of those
 """
 
 import time
 from urllib.parse import quote, unquote
 
 from mentatlab.protocol.errors import Code, Invalid
+from mentatlab.protocol.media import is_ref_id
 
 MAX_SEGMENT = 200  # bytes once percent-encoded; file systems take 255
-_PREVIEWS = "_previews"
 _SHORT = 150  # encoded bytes that a name of ours keeps of a caller's word
 
 _EXTENSIONS = {
@@ -82,12 +82,18 @@ def upload_key(workspace_id: str, ref_id: str, ext: str, *, now: float) -> str:
     return f"{_segment(workspace_id)}/_uploads/{day}/{ref_id}.{_segment(ext, 16)}"
 
 
-def preview_key(workspace_id: str, ref_id: str, name: str) -> str:
-    return f"{_segment(workspace_id)}/{_PREVIEWS}/{ref_id}/{name}"
+def preview_key(workspace_id: str, source: str, ref_id: str, ext: str) -> str:
+    """`source` and `ref_id`: ref ids of what is shown, and of the preview itself."""
+    return f"{_segment(workspace_id)}/_previews/{source}/{ref_id}.{ext}"
 
 
 def is_preview(key: str) -> bool:
-    return key.split("/")[1:2] == [_PREVIEWS]
+    """No run has such a key, whatever its flow is called: a run id stands third there."""
+    match key.split("/"):
+        case [_, "_previews", source, _]:
+            return is_ref_id(source)
+        case _:
+            return False
 
 
 def beside(key: str, suffix: str) -> str:

@@ -60,7 +60,7 @@ class StorageManager:
         self._clock = clock
         self._arriving: set[str] = set()  # keys that puts under way will take
         self.serving = Serving(store)
-        self.previews = Previews(self, store, catalog, clock=clock)
+        self.previews = Previews(store, catalog, clock=clock)
         rows = UploadRows(catalog.database, quota)
         self._reservations = Reservations(rows, clock)
         self.uploads = Uploads(store, rows, self, self._enter, max_bytes=max_bytes, clock=clock)

@@ -7,13 +7,14 @@ source, and neither lists it nor gives it another owner. It is made in the limit
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from mentatlab.protocol.errors import Code, Internal, Invalid, UnsupportedMedia
+from mentatlab.protocol.errors import Code, Internal, Invalid, NotFound, UnsupportedMedia
+from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.pins import PinType
 from mentatlab.storage import keys, sniff, sources
 from mentatlab.storage.catalog import Catalog
-from mentatlab.storage.port import Blob, BlobStore, Storage
+from mentatlab.storage.port import Blob, BlobStore
 from mentatlab.storage.workers import Limits, MediaFailed, MediaWorkers, media_of
 
 Preview = Literal["thumb", "poster", "waveform"]
@@ -56,14 +57,13 @@ class Previews:
 
     def __init__(
         self,
-        storage: Storage,
         store: BlobStore,
         catalog: Catalog,
         *,
         clock: Callable[[], float],
         workers: MediaWorkers | None = None,
     ) -> None:
-        self._storage, self._store, self._catalog = storage, store, catalog
+        self._store, self._catalog = store, catalog
         self._clock = clock
         self._workers = workers or MediaWorkers(size=1)
         self._making: dict[_Order, asyncio.Task[Blob]] = {}
@@ -116,18 +116,38 @@ class Previews:
         media = media_of(self._store, blob.key, blob.size)
         said = {"preview": order.way, "pixels": order.pixels, "format": order.format}
         try:
-            _, body = await self._workers.run(said, media, _LIMITS[order.way])
+            found, body = await self._workers.run(said, media, _LIMITS[order.way])
         except MediaFailed as error:
             self._remember(order, str(error))
             raise _unavailable(str(error)) from error
-        return await self._storage.store(
-            sources.once(body),
+        await self._keep(order, blob, found, body)
+        made = await self._catalog.preview(blob.id, order.name)
+        if made is None:
+            raise NotFound(Code.REFERENCE_NOT_FOUND, f"{blob.id} was deleted meanwhile")
+        return made
+
+    async def _keep(self, order: _Order, blob: Blob, found: dict[str, Any], body: bytes) -> None:
+        """Beside its source, and out of its quota."""
+        ref, now, mime = new_id("blob"), self._clock(), f"image/{order.format}"
+        key = keys.preview_key(blob.workspace, blob.id, ref, order.format)
+        info = await self._store.put(key, sources.once(body), content_type=mime)
+        preview = Blob(
+            id=ref,
             workspace=blob.workspace,
-            owner=f"preview:{blob.id}",
-            key=keys.preview_key(blob.workspace, blob.id, order.name),
-            expect=PinType.IMAGE,
+            key=key,
+            type=PinType.IMAGE,
+            size=info.size,
+            blake3=info.blake3,
+            mime_type=mime,
+            metadata={"mimeType": mime, **found},
             filename=order.name,
+            created_at=now,
         )
+        try:
+            await self._catalog.add(preview, f"preview:{blob.id}", verified_at=now)
+        except BaseException:
+            await asyncio.shield(self._store.delete(key))
+            raise
 
     def _refuse_failed(self, order: _Order) -> None:
         until, why = self._failed.get(order, (0.0, ""))

@@ -90,4 +90,22 @@ SCHEMA = [
     """,
     # What open uploads have reserved is added up for every new one.
     "CREATE INDEX uploads_open ON uploads (workspace, reserved) WHERE state = 'open';",
+    # Previews are the server's own: they take nothing of a workspace's quota.
+    """
+    DROP TRIGGER blob_counted;
+    DROP TRIGGER blob_discounted;
+    CREATE TRIGGER blob_counted AFTER INSERT ON blobs
+    WHEN new.key NOT GLOB '*/_previews/blob_??????????????????????????/*' BEGIN
+        INSERT INTO usage VALUES (new.workspace, new.size, 1)
+        ON CONFLICT DO UPDATE SET bytes = bytes + new.size, count = count + 1;
+    END;
+    CREATE TRIGGER blob_discounted AFTER DELETE ON blobs
+    WHEN old.key NOT GLOB '*/_previews/blob_??????????????????????????/*' BEGIN
+        UPDATE usage SET bytes = bytes - old.size, count = count - 1
+        WHERE workspace = old.workspace;
+    END;
+    DELETE FROM usage;
+    INSERT INTO usage SELECT workspace, sum(size), count(*) FROM blobs
+        WHERE key NOT GLOB '*/_previews/blob_??????????????????????????/*' GROUP BY workspace;
+    """,
 ]

@@ -31,7 +31,7 @@ _PREVIEWS = {"thumb": "thumbs", "poster": "posters", "waveform": "waveforms"}
 def answer(order: Order, file: BinaryIO) -> tuple[Order, bytes]:
     if "probe" in order:
         return _load(_PROBES[order["probe"]]).probe(file), b""
-    return {}, _load(_PREVIEWS[order["preview"]]).draw(file, order["pixels"], order["format"])
+    return _load(_PREVIEWS[order["preview"]]).draw(file, order["pixels"], order["format"])
 
 
 def _load(name: str) -> Any:

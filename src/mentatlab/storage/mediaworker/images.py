@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from PIL import Image, ImageFile
 
@@ -26,10 +26,16 @@ def probe(file: BinaryIO) -> dict[str, Any]:
         return {"width": image.width, "height": image.height, "codec": str(image.format).lower()}
 
 
-def encode(image: Image.Image, format_: Format) -> bytes:
-    """RGB or RGBA; nothing but the pixels is kept."""
+class Drawn(NamedTuple):
+    found: dict[str, Any]
+    body: bytes
+
+
+def encode(image: Image.Image, format_: Format) -> Drawn:
+    """RGB or RGBA, as a file; nothing but the pixels is kept."""
     bare = Image.new(image.mode, image.size)
     bare.paste(image)
     made = io.BytesIO()
     bare.save(made, format_, quality=80)
-    return made.getvalue()
+    found = {"width": image.width, "height": image.height, "codec": format_}
+    return Drawn(found, made.getvalue())

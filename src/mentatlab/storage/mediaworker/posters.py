@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from . import hdr
-from .images import MAX_PIXELS, Format, encode
+from .images import MAX_PIXELS, Drawn, Format, encode
 from .timed import check_codec, first_film, open_timed
 
 _TRIES = 4  # frames, before a dull one is taken
@@ -27,7 +27,7 @@ _TURNS = {
 }
 
 
-def draw(file: BinaryIO, pixels: int, format_: Format) -> bytes:
+def draw(file: BinaryIO, pixels: int, format_: Format) -> Drawn:
     """A frame from the first part of a film, upright, square pixels, SDR; `pixels` bounds its
     longer side."""
     with open_timed(file) as container:

@@ -6,12 +6,12 @@ from typing import BinaryIO
 
 from PIL import Image, ImageCms, ImageOps
 
-from .images import Format, encode, open_image
+from .images import Drawn, Format, encode, open_image
 
 _ENOUGH = 2  # times the wanted size: what a JPEG is decoded to, and then scaled down smoothly
 
 
-def draw(file: BinaryIO, pixels: int, format_: Format) -> bytes:
+def draw(file: BinaryIO, pixels: int, format_: Format) -> Drawn:
     """Of an image's first frame: upright, 8-bit sRGB, alpha kept, never enlarged; `pixels` bounds
     its longer side."""
     with open_image(file) as image:

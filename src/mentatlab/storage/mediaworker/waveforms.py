@@ -7,7 +7,7 @@ from av import AudioResampler
 from av.error import InvalidDataError
 from PIL import Image, ImageDraw
 
-from .images import Format, encode
+from .images import Drawn, Format, encode
 from .timed import check_codec, first_sound, open_timed
 
 _COLOUR = (79, 109, 158)
@@ -21,7 +21,7 @@ class Bounds(NamedTuple):
     high: float
 
 
-def draw(file: BinaryIO, pixels: int, format_: Format) -> bytes:
+def draw(file: BinaryIO, pixels: int, format_: Format) -> Drawn:
     """`pixels` wide, a quarter as high, on a transparent ground; all channels mixed."""
     envelope = Envelope(pixels)
     with open_timed(file) as container:
