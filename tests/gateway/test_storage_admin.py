@@ -1,6 +1,8 @@
 """Housekeeping on demand, and what /metrics says of it."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -16,6 +18,15 @@ async def file_of(app: App, ref: str) -> Path:
     path = storage.local_path(await storage.get(ref, workspace="default"))
     assert path is not None
     return path
+
+
+async def scrubbed(app: App, admin: httpx2.AsyncClient) -> dict[str, Any]:
+    begun = await admin.post("/api/v1/storage/scrub")
+    assert (begun.status_code, begun.json()["running"]) == (202, True)
+    async with asyncio.timeout(30):
+        while app.services.storage.life.scrub.report.running:
+            await asyncio.sleep(0)
+    return (await admin.get("/api/v1/storage/scrub")).json()
 
 
 async def test_gc_says_what_it_removed(
@@ -43,19 +54,14 @@ async def test_a_scrub_finds_flipped_bytes(
     path = await file_of(app, wrong)
     path.chmod(0o600)
     path.write_bytes(b"gnorw")
-    begun = await admin.post("/api/v1/storage/scrub")
-    assert (begun.status_code, begun.json()["running"]) == (202, True)
-    while (report := (await admin.get("/api/v1/storage/scrub")).json())["running"]:
-        pass
+    report = await scrubbed(app, admin)
     assert (report["total"], report["checked"], report["bytes"]) == (2, 2, 10)
     assert (report["corrupt_count"], report["corrupt"]) == (1, [wrong])
     assert (await http.get(f"/api/v1/storage/{right}")).content == b"right"
     refused = await http.get(f"/api/v1/storage/{wrong}")
     assert (refused.status_code, refused.json()["code"]) == (500, "REFERENCE_CORRUPT")
     path.write_bytes(b"wrong")  # from a backup
-    await admin.post("/api/v1/storage/scrub")
-    while (report := (await admin.get("/api/v1/storage/scrub")).json())["running"]:
-        pass
+    report = await scrubbed(app, admin)
     assert (report["corrupt_count"], report["healed"]) == (0, 1)
     assert (await http.get(f"/api/v1/storage/{wrong}")).content == b"wrong"
 

@@ -151,9 +151,10 @@ class Scrub:
                 report.corrupt.append(blob.id)
 
     async def _everything(self, now: float) -> AsyncIterator[Blob]:
-        async for blob in self._unverified():
-            yield blob
+        """In this order: what is verified on the way is not met again."""
         async for blob in self._verified(now):
+            yield blob
+        async for blob in self._unverified():
             yield blob
 
     async def _unverified(self) -> AsyncIterator[Blob]:
