@@ -82,7 +82,7 @@ class Upload(Protocol):
 
     async def write(self, source: AsyncIterator[bytes]) -> int:
         """Append all of `source`; the new offset. What came before an error of the source (or a
-        cancelled caller) is taken. `OutOfSpace(DISK_FULL)`."""
+        cancelled caller) is taken. `OutOfSpace(DISK_FULL)`; `Conflict` when it is complete."""
         ...
 
     async def checkpoint(self) -> int:
@@ -90,7 +90,8 @@ class Upload(Protocol):
         ...
 
     async def sign_parts(self, numbers: Sequence[int], *, expires_s: float) -> list[SignedPart]:
-        """For a client that sends parts by itself; only with `Caps.presigns` and a known size."""
+        """For a client that sends parts by itself; only with `Caps.presigns` and a known size, else
+        `Conflict`."""
         ...
 
     async def missing_parts(self) -> list[int]:
@@ -109,7 +110,7 @@ class Upload(Protocol):
         ...
 
     async def abort(self) -> None:
-        """Forget it and its bytes; fine when it is gone."""
+        """Forget it and its bytes; fine when it is gone. A complete object stays."""
         ...
 
     async def aclose(self) -> None:
@@ -214,7 +215,8 @@ class BlobStore(Protocol):
         ...
 
     async def tidy(self, *, before: float) -> None:
-        """Remove what unfinished puts left behind before that time (Unix seconds)."""
+        """Remove what unfinished puts left behind before that time (Unix seconds). What has been
+        complete since then need not resume any more; open uploads stay."""
         ...
 
     def local_path(self, key: str) -> Path | None:

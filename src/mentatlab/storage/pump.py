@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 BATCH = 4 << 20  # bytes handed to a thread at once
 _PIECES = 512  # buffers in one writev; Linux takes 1024
 
+T = TypeVar("T")
 Write = Callable[[list[bytes]], "asyncio.Future[None]"]
 
 
@@ -35,6 +37,15 @@ async def pump(source: AsyncIterator[bytes], write: Write) -> list[bytes]:
             await asyncio.shield(_finish(writing, write, batch))
         raise
     return batch
+
+
+async def to_its_end(work: "asyncio.Future[T]") -> T:
+    """Waits for it also when the caller is cancelled meanwhile."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 async def _finish(writing: "asyncio.Future[None]", write: Write, batch: list[bytes]) -> None:

@@ -478,6 +478,20 @@ class BlobStoreContract:
         await stale.abort()
         assert await stale_ids(store, before=later) == set()
 
+    async def test_upload_path_is_the_file_that_grows(self, store: BlobStore) -> None:
+        upload = await store.open_upload("k")
+        assert store.upload_path("no-such") is None
+        if path := store.upload_path(upload.id):
+            with path.open("rb") as file:
+                await upload.write(pieces(b"first"))
+                await upload.checkpoint()
+                assert file.read() == b"first"
+                await uploaded(upload, b"first, last")
+                assert file.read() == b", last"
+        else:
+            await uploaded(upload, b"first, last")
+        assert await read(store, "k") == b"first, last"
+
     # --- and the rest
 
     async def test_copy(self, store: BlobStore) -> None:

@@ -1,6 +1,5 @@
 """The open uploads of an embedded store, and what a caller holds of one."""
 
-import asyncio
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +9,7 @@ from mentatlab.protocol.errors import Invalid, NotFound
 from mentatlab.storage.local.staged_upload import Record, StagedUpload, read_record
 from mentatlab.storage.local.tree import RECORD, Tree, taken
 from mentatlab.storage.port import BlobInfo, Durability, StaleUpload
-from mentatlab.storage.pump import pump
+from mentatlab.storage.pump import pump, to_its_end
 from mentatlab.storage.uploading import Unsigned, unknown_upload
 
 _HASH_STEP = 64 << 20  # bytes hashed in one thread hop
@@ -128,13 +127,14 @@ class LocalUpload(Unsigned):
         try:
             last = await pump(source, lambda batch: self._submit(self._staged.write, batch))
             if last:
-                await asyncio.shield(self._submit(self._staged.write, last))
+                await to_its_end(self._submit(self._staged.write, last))
         finally:
             self.offset = self._staged.size
         return self.offset
 
     async def checkpoint(self) -> int:
-        return await self._submit(self._staged.checkpoint)
+        self.offset = await self._submit(self._staged.checkpoint)
+        return self.offset
 
     async def complete(
         self, *, sha256: bool = False, expected_sha256: str | None = None
