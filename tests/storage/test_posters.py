@@ -167,6 +167,14 @@ def test_an_index_that_is_missing_is_an_error(keep: float) -> None:
         poster(data[: int(len(data) * keep)])
 
 
+def test_a_film_whose_pictures_are_garbage_has_none() -> None:
+    data = bytearray(film([halves((64, 64))] * 3))
+    start, stop = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    data[start:stop] = bytes(stop - start)
+    with pytest.raises(ValueError, match="no picture"):
+        poster(bytes(data))
+
+
 def test_sound_has_none() -> None:
     file = io.BytesIO()
     with av.open(file, "w", format="wav") as container:

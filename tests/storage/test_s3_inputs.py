@@ -1,5 +1,6 @@
 """Which objects of other buckets a workspace may read: what lies below its prefixes, no other."""
 
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mentatlab.protocol.errors import Code, Forbidden, Invalid
-from mentatlab.storage.s3_inputs import S3Inputs, parse_prefixes
+from mentatlab.storage.s3_inputs import S3Inputs, open_s3_inputs, parse_prefixes, read_places
 
 SETTING = "default=s3://shared/incoming/, team-a=s3://team-a/,team-a=s3://shared/a/"
 asked: list[tuple[str, str]] = []
@@ -110,6 +111,36 @@ def test_a_setting_that_is_wrong(text: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse_prefixes(text)
     assert caught.value.code is Code.BAD_SETTING
+
+
+LOGIN = {"S3_ENDPOINT": "http://127.0.0.1:1", "S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "s"}
+
+
+async def test_opened_by_the_settings() -> None:
+    assert read_places(LOGIN) is None
+    async with open_s3_inputs(None) as none:
+        assert none is None
+    places = read_places({**LOGIN, "MENTATLAB_S3_PREFIXES": SETTING})
+    assert places is not None
+    async with open_s3_inputs(places) as inputs:
+        assert inputs is not None
+        with pytest.raises(Forbidden):
+            inputs.open("s3://shared/x", workspace="default")
+
+
+def test_prefixes_need_a_login() -> None:
+    with pytest.raises(Invalid) as caught:
+        read_places({"MENTATLAB_S3_PREFIXES": SETTING})
+    assert caught.value.code is Code.BAD_SETTING
+
+
+async def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mentatlab.storage.s3_source", None)
+    places = read_places({**LOGIN, "MENTATLAB_S3_PREFIXES": SETTING})
+    with pytest.raises(Invalid) as caught:
+        async with open_s3_inputs(places):
+            pass
+    assert caught.value.code is Code.MISSING_EXTRA
 
 
 def test_no_setting_is_no_prefix() -> None:

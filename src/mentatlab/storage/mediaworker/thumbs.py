@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from PIL import Image, ImageCms, ImageOps
 
@@ -30,7 +30,7 @@ def _scalable(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return _shifted(image, 1 / 256, 0)
     if image.mode in ("I", "F"):  # of no agreed range: from its darkest to its brightest
-        low, high = _extremes(image)
+        low, high = cast(tuple[float, float], image.getextrema())  # of one band
         scale = 255 / (high - low or 1)
         return _shifted(image, scale, -low * scale)
     return image
@@ -38,14 +38,6 @@ def _scalable(image: Image.Image) -> Image.Image:
 
 def _shifted(image: Image.Image, scale: float, offset: float) -> Image.Image:
     return image.point(lambda value: value * scale + offset).convert("L")
-
-
-def _extremes(image: Image.Image) -> tuple[float, float]:
-    match image.getextrema():
-        case (int() | float() as low, int() | float() as high):
-            return low, high
-        case _:
-            raise ValueError("an image without values")
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
