@@ -170,7 +170,7 @@ async def test_wrong_bytes_in_the_target_are_replaced(tmp_path: Path) -> None:
 class Liar(MemoryStore):
     async def get(self, key: str, **more: object) -> Reader:
         found = self._object(key)
-        self._objects[key] = found._replace(data=found.data + b"!")
+        self._objects[key] = found._replace(data=b"!" + found.data[1:])
         return await super().get(key)
 
 
