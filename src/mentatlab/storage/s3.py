@@ -22,7 +22,7 @@ from mentatlab.storage.port import (
 from mentatlab.storage.s3_bucket import Bucket
 from mentatlab.storage.s3_login import Login
 from mentatlab.storage.s3_objects import Objects, new_token
-from mentatlab.storage.s3_parts import Hashes, PartWriter, refuse_too_many
+from mentatlab.storage.s3_parts import Hashes, PartWriter, chosen, refuse_too_many
 from mentatlab.storage.s3_upload import Plan, S3Upload
 
 T = TypeVar("T")
@@ -201,6 +201,7 @@ class _Put:
             )
         await writer.finish()
         parts = await self._bucket.parts(self._name, writer.upload_id)
+        parts = chosen(parts, lambda _: self._part_size)
         async with self._objects.only_new(self._key, self._token):
             await self._bucket.complete(self._name, writer.upload_id, parts)
         info = await self._objects.head(self._key)

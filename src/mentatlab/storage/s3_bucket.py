@@ -152,7 +152,8 @@ class Bucket:
         """In order of names, behind `after`; without type and fields."""
         listing = self._flat if self.lists_in_order else self._folders
         async for found in listing(prefix, after):
-            yield found
+            if not found.name.endswith("/"):  # a folder, to servers that have such
+                yield found
 
     async def _flat(self, prefix: str, after: str) -> AsyncIterator[Found]:
         query = {"list-type": "2", "prefix": prefix} | ({"start-after": after} if after else {})

@@ -117,13 +117,13 @@ class Objects:
         The server sees to that if it minds conditions; else we look first, and within this process
         nobody else puts the key meanwhile.
         """
-        name = self.name(key)
-        if not self.bucket.minds_conditions:
-            if name in self._coming:
-                raise _taken(key)
-            await self.refuse_taken(key, but=token)
+        name, unminded = self.name(key), not self.bucket.minds_conditions
+        if unminded and name in self._coming:
+            raise _taken(key)
         self._coming.add(name)
         try:
+            if unminded:
+                await self.refuse_taken(key, but=token)
             yield
         except (Conflict, NotFound) as error:
             if not await self.is_ours(key, token):

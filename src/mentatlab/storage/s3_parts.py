@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 
 from mentatlab.protocol.errors import Code, TooLarge
 from mentatlab.storage.hashing import ContentHash
-from mentatlab.storage.s3_bucket import Bucket
+from mentatlab.storage.s3_bucket import Bucket, Part
 
 MOST_PARTS = 10_000  # that S3 allows
 _IN_FLIGHT = 4
@@ -68,9 +68,9 @@ class PartWriter:
             await self._send_waiting(start)
 
     async def finish(self) -> None:
-        """All bytes have arrived, in a last and shorter part too."""
+        """All bytes have arrived, in a last and shorter part too; more may follow all the same."""
         if self.rest:
-            self._waiting[self._number()], self.rest = self.rest, bytearray()
+            self._waiting[self._number()] = self.rest
         await self.flush()
 
     async def digest(self) -> tuple[str, str] | None:
@@ -107,9 +107,10 @@ class PartWriter:
         del self._waiting[number]
 
     async def _update(self, part: bytearray) -> None:
-        """Cancelled in the middle, the hash is lost, and with it the claim to have seen all."""
+        """By the bytes before `offset`. Cancelled in the middle, the hash is lost, and with it the
+        claim to have seen all; so it is when more comes behind what was the end once."""
         hash_, self.hash = self.hash, None
-        if hash_ is not None:
+        if hash_ is not None and self.hashed == self.offset - len(part):
             await asyncio.to_thread(hash_.update, part)
             self.hash, self.hashed = hash_, self.hashed + len(part)
 
@@ -135,8 +136,21 @@ class Hashes:
         """Of the bytes before `offset`; None when they went unseen."""
         hashed, hash_ = self._states.pop(id_, (0, None))
         if offset == 0:
-            return ContentHash(sha256=False, expected_sha256=None)
+            return empty_hash()
         return hash_ if hashed == offset else None
+
+
+def empty_hash() -> ContentHash:
+    return ContentHash(sha256=False, expected_sha256=None)
+
+
+def chosen(parts: Iterable[Part], wanted: Callable[[int], int]) -> list[Part]:
+    """One of each number, by number. SeaweedFS lists all that were sent; the one of the `wanted`
+    size counts, of these the last one."""
+    by_number: dict[int, Part] = {}
+    for part in sorted(parts, key=lambda p: (p.size == wanted(p.number), p.modified_at, p.size)):
+        by_number[part.number] = part
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def refuse_too_many(size: int, part_size: int) -> None:

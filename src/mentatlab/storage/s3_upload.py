@@ -21,7 +21,7 @@ from mentatlab.storage.hashing import ContentHash
 from mentatlab.storage.port import BlobInfo, SignedPart, StaleUpload
 from mentatlab.storage.s3_bucket import Part
 from mentatlab.storage.s3_objects import Objects
-from mentatlab.storage.s3_parts import Hashes, PartWriter
+from mentatlab.storage.s3_parts import Hashes, PartWriter, chosen, empty_hash
 from mentatlab.storage.uploading import already_complete, refuse_incomplete, unknown_upload
 
 FOLDER = ".arriving/"  # SeaweedFS hides `.uploads`
@@ -55,7 +55,7 @@ class S3Upload:
         self.is_held = True
         self._ending = asyncio.Lock()
         self.id, self.key, self.offset = id_, plan.key, 0
-        self._writer = self._new_writer(0)
+        self._writer = self._new_writer(0, empty_hash())
 
     async def begin(self) -> "S3Upload":
         """A new one is noted."""
@@ -75,7 +75,8 @@ class S3Upload:
             self._is_published = True
             self.offset = (await self._objects.head(self.key)).size
             return self
-        self._writer = self._new_writer(_contiguous(parts, self._plan.part_size))
+        begin = _contiguous(parts, self._plan.part_size)
+        self._writer = self._new_writer(begin, self._hashes.take(self.id, begin))
         await self._read_tails()
         self.offset = self._writer.offset
         return self
@@ -174,6 +175,8 @@ class S3Upload:
         if not self._is_published:
             if not plan.upload_id:
                 return await self._put_whole(hash_)
+            if not plan.direct:
+                self._check_size(writer.offset)
             digest = await writer.digest()
             await writer.finish()
             parts = await self._parts()
@@ -216,8 +219,7 @@ class S3Upload:
 
     # --- parts
 
-    def _new_writer(self, offset: int) -> PartWriter:
-        hash_ = self._hashes.take(self.id, offset)
+    def _new_writer(self, offset: int, hash_: ContentHash | None) -> PartWriter:
         return PartWriter(
             self._bucket,
             self._name,
@@ -242,7 +244,8 @@ class S3Upload:
     async def _parts(self) -> list[Part]:
         if not self._plan.upload_id:
             return []
-        return await self._bucket.parts(self._name, self._plan.upload_id)
+        parts = await self._bucket.parts(self._name, self._plan.upload_id)
+        return chosen(parts, self._size_of)
 
     def _count(self) -> int:
         if self._plan.size is None:
@@ -250,9 +253,8 @@ class S3Upload:
         return -(-self._plan.size // self._plan.part_size)
 
     def _size_of(self, number: int) -> int:
-        return min(
-            self._plan.part_size, (self._plan.size or 0) - (number - 1) * self._plan.part_size
-        )
+        part_size, size = self._plan.part_size, self._plan.size
+        return part_size if size is None else min(part_size, size - (number - 1) * part_size)
 
     def _signed(self, upload_id: str, number: int, expires_s: float) -> SignedPart:
         query = {"partNumber": str(number), "uploadId": upload_id}
