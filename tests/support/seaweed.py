@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ACCESS_KEY, SECRET_KEY = "mentatlab", "not-much-of-a-secret"
-_PARTS = ("master", "volume", "filer", "s3")  # each with a port for HTTP and one for gRPC
+_PARTS = ("s3", "master", "volume", "filer")  # each with a port for HTTP and one for gRPC
 
 
 def program() -> str:
@@ -39,13 +39,13 @@ class SeaweedProcess:
 
     access_key, secret_key = ACCESS_KEY, SECRET_KEY
 
-    def __init__(self, folder: Path, *, s3_port: int = 0, within: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *, port: int = 0, within: Sequence[str] = ()) -> None:
+        """`port` of S3, and those behind it; else free ones."""
         self._program, self._within, self.folder = program(), within, folder
         self._data, self._keys = folder / "data", folder / "s3.json"
-        http, grpc = _free_ports(len(_PARTS)), _free_ports(len(_PARTS))
-        self._ports = dict(zip(_PARTS, zip(http, grpc, strict=True), strict=True))
-        if s3_port:
-            self._ports["s3"] = s3_port, self._ports["s3"][1]
+        count = 2 * len(_PARTS)
+        ports = list(range(port, port + count)) if port else _free_ports(count)
+        self._ports = dict(zip(_PARTS, zip(ports[::2], ports[1::2], strict=True), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -114,6 +114,7 @@ class SeaweedProcess:
             *("-master.telemetry=false", "-master.electionTimeout=1s"),
             *("-master.volumeSizeLimitMB=1024", "-volume.max=40", "-volume.preStopSeconds=0"),
             *(f"-s3.config={self._keys}", "-s3.iam=false", "-s3.autoCreateBucket=false"),
+            "-s3.cacheCapacityMB=128",  # else every range costs the reading of its chunk of 4 MiB
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         ]
 
