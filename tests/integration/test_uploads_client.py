@@ -11,7 +11,7 @@ from tests.support.cutting import cutting
 
 from mentatlab import app
 from mentatlab.protocol.errors import Code, Conflict, MentatError, NotFound, Unavailable
-from mentatlab.sdk import backoff
+from mentatlab.sdk import backoff, upload_sources
 from mentatlab.sdk import client as client_module
 from mentatlab.sdk.client import AsyncClient
 from mentatlab.sdk.upload_sources import BytesSource
@@ -184,3 +184,13 @@ async def test_a_source_that_changes_meanwhile(
     with pytest.raises(MentatError) as changed:
         await client.upload(LARGE)
     assert changed.value.code is Code.DIGEST_MISMATCH
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+async def test_without_the_package_blake3(
+    client: AsyncClient, file: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has it, so only where the client looks."""
+    monkeypatch.setattr(upload_sources, "new_hasher", lambda: None)
+    answer = await client.upload(file if kind == "file" else stream(LARGE))
+    assert await stored(client, answer["ref"]) == LARGE

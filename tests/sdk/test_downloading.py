@@ -2,6 +2,7 @@
 
 import random
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.support.range_server import Asked, Handler, Object, serving
 from mentatlab.protocol.errors import Code, MentatError
 from mentatlab.sdk import backoff
 from mentatlab.sdk.client import AsyncClient
-from mentatlab.sdk.downloading import PIECE
+from mentatlab.sdk.downloading import PIECE, filename_of
 
 REF = "blob_01JABCDEFGHJKMNPQRSTVWXYZ0"
 PATH = f"/api/v1/storage/{REF}"
@@ -217,3 +218,25 @@ async def test_a_store_never_sees_the_key(url: str, medium: Object) -> None:
         async with AsyncClient(url, key="ml_secret") as client:
             assert await read(client) == DATA
     assert seen == [None]
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ('attachment; filename="a b.png"', "a b.png"),
+        ("inline; filename=\"k_se.png\"; filename*=UTF-8''k%C3%A4se.png", "käse.png"),
+        ('attachment; filename="../../x"', "x"),
+        ("attachment; filename*=UTF-8''..%2F..%5Cx", "x"),
+        ("attachment", ""),
+        ("", ""),
+    ],
+)
+def test_names_of_files(header: str, name: str) -> None:
+    assert filename_of(header) == name
+
+
+async def test_without_the_package_blake3(
+    client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    assert (await client.download_to(REF, tmp_path / "copy")).read_bytes() == DATA

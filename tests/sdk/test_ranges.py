@@ -1,4 +1,3 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +6,6 @@ from mentatlab.sdk.ranges import (
     Span,
     blake3_of,
     content_range,
-    filename_of,
     range_header,
     through_gateway,
 )
@@ -33,21 +31,6 @@ def test_headers_and_addresses() -> None:
     assert through_gateway("/x") == "/x?via=gateway"
     assert through_gateway("/x?e=1") == "/x?e=1&via=gateway"
     assert through_gateway("/x?via=gateway") == "/x?via=gateway"
-
-
-@pytest.mark.parametrize(
-    ("header", "name"),
-    [
-        ('attachment; filename="a b.png"', "a b.png"),
-        ("inline; filename=\"k_se.png\"; filename*=UTF-8''k%C3%A4se.png", "käse.png"),
-        ('attachment; filename="../../x"', "x"),
-        ("attachment; filename*=UTF-8''..%2F..%5Cx", "x"),
-        ("attachment", ""),
-        ("", ""),
-    ],
-)
-def test_names_of_files(header: str, name: str) -> None:
-    assert filename_of(header) == name
 
 
 def test_a_failure_that_was_known_counts_once() -> None:

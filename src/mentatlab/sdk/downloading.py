@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from email.message import Message
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 from mentatlab.protocol.errors import Code, Internal, MentatError, RateLimited
 from mentatlab.sdk.backoff import Backoff
@@ -18,7 +20,6 @@ from mentatlab.sdk.ranges import (
     Medium,
     blake3_of,
     cut_off,
-    filename_of,
     range_header,
     refused_by_store,
     through_gateway,
@@ -28,6 +29,8 @@ from mentatlab.sdk.upload_plan import Progress, Tally
 
 if TYPE_CHECKING:
     import httpx2
+
+_EXTENDED_NAME = re.compile(r"filename\*=utf-8''([^\s;]+)", re.IGNORECASE)
 
 BLOCK = 1 << 20
 PIECE = 4 << 20
@@ -181,6 +184,17 @@ def _facts(size: int, headers: Headers) -> Facts:
         mime_type.partition(";")[0],
         filename_of(headers.get("content-disposition", "")),
     )
+
+
+def filename_of(disposition: str) -> str:
+    """What a Content-Disposition calls the file (RFC 6266), without folders; "" when nothing."""
+    if extended := _EXTENDED_NAME.search(disposition):
+        name = unquote(extended[1])
+    else:
+        message = Message()
+        message["Content-Disposition"] = disposition
+        name = message.get_filename("")
+    return re.split(r"[/\\]", name)[-1]
 
 
 class _Part:

@@ -5,15 +5,12 @@ refused: better an error than bytes of two media mixed.
 """
 
 import re
-from email.message import Message
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote
 
 from mentatlab.protocol.errors import Code, Internal, MentatError, Unavailable
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _ETAG = re.compile(r'"b3-([0-9a-f]{64})"')
-_EXTENDED_NAME = re.compile(r"filename\*=utf-8''([^\s;]+)", re.IGNORECASE)
 _DIRECT_FAILURES = 2
 """After so many in succession the bytes come through the gateway."""
 _MAX_REDIRECTS = 5
@@ -50,17 +47,6 @@ def blake3_of(etag: str) -> str:
     """Hex, when it is an ETag of ours, else ""."""
     match = _ETAG.fullmatch(etag)
     return match[1] if match else ""
-
-
-def filename_of(disposition: str) -> str:
-    """What a Content-Disposition calls the file (RFC 6266), without folders; "" when nothing."""
-    if extended := _EXTENDED_NAME.search(disposition):
-        name = unquote(extended[1])
-    else:
-        message = Message()
-        message["Content-Disposition"] = disposition
-        name = message.get_filename("")
-    return re.split(r"[/\\]", name)[-1]
 
 
 def through_gateway(url: str) -> str:
