@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, cast
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mentatlab.gateway.media_headers import content_type, safe_headers
 from mentatlab.gateway.ranges import conditions_of, select
@@ -45,7 +45,7 @@ class _Part(NamedTuple):
             "Content-Type": content_type(growth.mime),
             **safe_headers(growth.mime, growth.filename),
         }
-        if self.stop != _ENDLESS:
+        if self.status in (200, 206) and self.stop != _ENDLESS:
             headers["Content-Length"] = str(self.stop - self.start)
         if self.status == 206:
             total = "*" if growth.size is None else growth.size
@@ -81,10 +81,10 @@ class Following(Response):
         with file:
             method = cast(Literal["GET", "HEAD"], scope["method"])
             part, growth = await self._part(growth, method, conditions_of(Headers(scope=scope)))
-            head = Response(None, part.status, part.headers(growth))
+            headers = [(n.lower().encode(), v.encode()) for n, v in part.headers(growth).items()]
+            head = {"type": "http.response.start", "status": part.status, "headers": headers}
             if part.status in (304, 412) or method == "HEAD":
-                await head(scope, receive, send)
-                return
+                part = part._replace(stop=part.start)
             await self._send(send, head, self._bytes(file, part, growth))
 
     async def _begun(self) -> Growth:
@@ -139,14 +139,8 @@ class Following(Response):
                 if growth.store_id != first:
                     raise self._unknown  # it has begun again, perhaps with other bytes
 
-    async def _send(self, send: Send, head: Response, chunks: AsyncIterator[bytes]) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": head.status_code,
-                "headers": head.raw_headers,
-            }
-        )
+    async def _send(self, send: Send, head: Message, chunks: AsyncIterator[bytes]) -> None:
+        await send(head)
         try:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
