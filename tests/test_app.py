@@ -166,11 +166,11 @@ async def test_housekeeping_that_fails_is_logged_and_ends_nothing(
 ):
     failed = asyncio.Event()
 
-    async def fail(self: StorageManager) -> None:
+    async def fail(self: Life) -> None:
         failed.set()
         raise OSError("the disk is away")
 
-    monkeypatch.setattr(StorageManager, "sweep", fail)
+    monkeypatch.setattr(Life, "sweep", fail)
     async with running(Settings(home=tmp_path, port=0, agent_dirs=())) as app:
         await failed.wait()
         async with httpx2.AsyncClient(base_url=app.url) as http:

@@ -83,6 +83,7 @@ class Settings:
     storage: Choice = "local"  # in the home, in memory, or in a bucket
     s3_inputs: InputPlaces | None = None  # buckets that runs may take their inputs from
     quota: Quota = NO_QUOTA  # of each workspace
+    scrub_rate: int = 8 << 20  # bytes a second that are read again and verified, 0 = none
     log: SharedLog | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
     url_keys: UrlKeys | None = field(default=None, repr=False)  # None = made of that secret
@@ -108,8 +109,8 @@ def read_settings(
     tls_key: Path | None = None,
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
-    _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
-    _TOKEN_SECRET _URL_KEYS _ACCEL _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE _S3_PREFIXES`,
+    _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _SCRUB_RATE _LOG _REDIS_PREFIX
+    _REDIS_ALLOW_RELAXED _TOKEN_SECRET _URL_KEYS _ACCEL _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE _S3_PREFIXES`,
     `ENABLE_MULTIMODAL ENABLE_STREAMING` and what `storage.read_choice` reads (`S3_ENDPOINT` …);
     `Invalid(BAD_SETTING)` names the variable that is wrong.
 
@@ -136,6 +137,7 @@ def read_settings(
             bytes=_size(environ, "MENTATLAB_QUOTA_BYTES", "0"),
             count=_number(environ, "MENTATLAB_QUOTA_COUNT", 0),
         ),
+        scrub_rate=_size(environ, "MENTATLAB_SCRUB_RATE", "8MiB"),
         log=_log(environ),
         token_secret=_secret(environ),
         url_keys=_url_keys(environ),
@@ -306,6 +308,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
                 quota=settings.quota,
             )
         )
+        storage.life.scrub.rate = settings.scrub_rate
         await stack.enter_async_context(_beside(storage.life.sweep_forever()))
         await stack.enter_async_context(_beside(storage.life.scrub.run_forever()))
         hub = await _open_streams(settings, secret, segments)

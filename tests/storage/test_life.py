@@ -20,6 +20,7 @@ from mentatlab.storage import StorageManager, Swept
 from mentatlab.storage.catalog import Catalog
 from mentatlab.storage.life import side_by_side
 from mentatlab.storage.local import LocalStore
+from mentatlab.storage.local.tree import Sidecar, Tree
 from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import BlobInfo, BlobStore
 from mentatlab.storage.probe import Prober
@@ -311,6 +312,30 @@ async def test_one_sick_file_does_not_keep_the_others(tmp_path: Path) -> None:
     store.sick = ""
     assert await data_keys(store) == [(await manager.get(kept, workspace="w")).key]
     await house.aclose()
+
+
+async def test_one_damaged_file_on_disk_does_not_keep_the_others(
+    local: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = await local.manager()
+    unreadable, damaged, whole = [
+        await manager.get(ref, workspace="w") for ref in await stored(manager, 3)
+    ]
+    await manager.life.sweep()
+    path = manager.local_path(damaged)
+    assert path is not None
+    path.with_name(f".{path.name}.meta").write_bytes(b"{")
+    sidecar = Tree.sidecar
+
+    def sick(tree: Tree, key: str) -> Sidecar:
+        if key == unreadable.key:
+            raise OSError(errno.EIO, "Input/output error", key)
+        return sidecar(tree, key)
+
+    monkeypatch.setattr(Tree, "sidecar", sick)
+    assert await manager.life.sweep() == Swept(0, 0, missing=1)
+    states = [(await manager.get(b.id, workspace="w")).state for b in (unreadable, damaged, whole)]
+    assert states == ["ready", "corrupt", "ready"]
 
 
 async def test_an_owner_that_comes_between_mark_and_sweep_is_told(local: House) -> None:

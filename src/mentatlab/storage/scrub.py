@@ -77,7 +77,7 @@ class Scrub:
         period_s: float = PERIOD_S,
     ) -> None:
         self._store, self._upkeep, self._tell = store, upkeep, tell
-        self._clock, self._rate, self._period_s = clock, rate, period_s
+        self._clock, self.rate, self._period_s = clock, rate, period_s
         self._asked = asyncio.Event()
         self.report = Report()
         self.bytes = 0  # read since the process began
@@ -116,8 +116,8 @@ class Scrub:
 
     async def check_old(self) -> None:
         """What has not been verified for a period."""
-        pace = Pace(self._rate)
-        if self._rate and await belongs(self._store, self._upkeep):
+        pace = Pace(self.rate)
+        if self.rate and await belongs(self._store, self._upkeep):
             async for blob in self._verified(self._clock() - self._period_s):
                 await self.check(blob, pace)
 

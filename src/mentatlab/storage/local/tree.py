@@ -82,7 +82,8 @@ class Tree:
         """Of the next keys; [] at the end."""
         infos: list[BlobInfo] = []
         for key in found:
-            with contextlib.suppress(NotFound, Internal):  # deleted meanwhile, or damaged
+            # deleted meanwhile, damaged, or not to be read now: one file does not end the list
+            with contextlib.suppress(NotFound, Internal, OSError):
                 infos.append(self.info(key))
             if len(infos) == limit:
                 break
