@@ -13,7 +13,8 @@ from mentatlab import home
 from mentatlab.app import Settings, SharedLog, bind, build, bundled_agents, read_settings, running
 from mentatlab.gateway.server import Tls
 from mentatlab.protocol.errors import Code, Conflict, Invalid
-from mentatlab.storage import Quota, StorageManager
+from mentatlab.storage import Quota
+from mentatlab.storage.life import Life
 
 
 def test_defaults():
