@@ -111,8 +111,8 @@ def read_settings(
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
     _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _SCRUB_RATE _LOG _REDIS_PREFIX
     _REDIS_ALLOW_RELAXED _TOKEN_SECRET _URL_KEYS _ACCEL _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE
-    _S3_PREFIXES`, `ENABLE_MULTIMODAL ENABLE_STREAMING` and what `storage.read_choice` reads (`S3_ENDPOINT` …);
-    `Invalid(BAD_SETTING)` names the variable that is wrong.
+    _S3_PREFIXES`, `ENABLE_MULTIMODAL ENABLE_STREAMING` and what `storage.read_choice` reads
+    (`S3_ENDPOINT` …); `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
     """
