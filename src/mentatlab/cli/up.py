@@ -55,7 +55,8 @@ async def up(
     _MAX_OBJECT (bytes, 5GB), _QUOTA_BYTES, _QUOTA_COUNT, _SCRUB_RATE (8MiB), _LOG (sqlite,
     redis://…), _TOKEN_SECRET, _REDIS_PREFIX, _REDIS_ALLOW_RELAXED, _TLS_CERT, _TLS_KEY,
     _TRANSPORT (auto, picows, portable), ENABLE_MULTIMODAL, ENABLE_STREAMING. Ends on
-    SIGTERM, Ctrl-C or when its terminal is closed (not under nohup); unfinished runs go on at the next start.
+    SIGTERM, Ctrl-C or when its terminal is closed (not under nohup);
+    unfinished runs go on at the next start.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
