@@ -34,9 +34,17 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The bytes"},
     206: {"description": "The asked range"},
     304: {"description": "The client has it already"},
+    307: {"description": "The store has them at `Location`; `via=gateway` gets them here"},
     412: {"description": "It is not what the client has"},
     415: {"description": "There is no such preview of it"},
     416: {"description": "The range lies outside the object"},
+}
+_WAYS = {"via": ["gateway"], "follow": ["1"]}
+_QUERY: dict[str, Any] = {
+    "parameters": [
+        *({"name": n, "in": "query", "schema": {"enum": v}} for n, v in _WAYS.items()),
+        *PREVIEW_QUERY["parameters"],
+    ]
 }
 
 
@@ -63,7 +71,7 @@ class SignedUrl(BaseModel):
 def download_router(downloads: "Downloads", keys: UrlKeys) -> APIRouter:
     router = APIRouter(prefix="/api/v1/storage", tags=["storage"])
 
-    @router.get("/{ref}", response_class=Response, responses=_ANSWERS, openapi_extra=PREVIEW_QUERY)
+    @router.get("/{ref}", response_class=Response, responses=_ANSWERS, openapi_extra=_QUERY)
     async def download(ref: str, request: Request) -> Response:
         """The bytes, whole or a range of them; or a preview of them."""
         return await downloads.answer(ref, request)
