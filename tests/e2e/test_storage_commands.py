@@ -120,9 +120,11 @@ async def test_a_download_goes_on_in_another_process(
             first = await started(home, "get", ref, "-o", copy, "--server", url)
             await proxy.stalled.wait()
             first.send_signal(number)
-            await first.communicate()
+            _, said = await first.communicate()
             assert first.returncode != 0
             assert not copy.exists()
+            if number == signal.SIGINT:
+                assert f"the same command goes on with {copy}" in said.decode()
             part = copy.with_name(f"copy.bin.{ref}.part")
             assert LARGE.startswith(part.read_bytes())
             proxy.go.set()

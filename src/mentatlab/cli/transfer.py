@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import glob
 import mimetypes
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Generator
@@ -161,12 +162,22 @@ async def get(*, refs: tuple[str, ...], out: Path, target: Target) -> None:
 
 async def _get(client: AsyncClient, ref: str, path: Path) -> None:
     if _is_ordinary(path):
-        with bar(path.name) as progress:
+        with bar(path.name) as progress, _told_that_it_goes_on(path):
             await client.download_to(ref, path, progress=progress)
         return
     with click.open_file(str(path), "wb") as file:  # stdout, a device, a pipe
         async for chunk in client.download(ref):
             file.write(chunk)
+
+
+@contextlib.contextmanager
+def _told_that_it_goes_on(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (MentatError, asyncio.CancelledError):
+        if any(path.parent.glob(f"{glob.escape(path.name)}.blob_*.part")):
+            note(f"hint: the same command goes on with {path} where this stopped")
+        raise
 
 
 async def _place(client: AsyncClient, ref: str, folder: Path, taken: set[Path]) -> Path:

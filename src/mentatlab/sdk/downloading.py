@@ -5,7 +5,7 @@ import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from email.message import Message
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -101,7 +101,7 @@ class Downloader:
 
     async def _fetch(self, file: "_Part", size: int, parallel: int, tally: Tally) -> None:
         """Pieces come in any order and are written in theirs: what is there is a beginning."""
-        ahead: deque[asyncio.Task[bytes]] = deque()
+        ahead: deque[asyncio.Task[list[bytes]]] = deque()
         async with task_group() as tasks:
             for start in range(file.position, size, PIECE):
                 if len(ahead) == parallel:
@@ -113,16 +113,18 @@ class Downloader:
                 await file.append(await ahead.popleft())
                 tally.at(file.position)
 
-    async def _piece(self, start: int, stop: int) -> bytes:
-        piece = bytearray()
-        while start + len(piece) < stop:
+    async def _piece(self, start: int, stop: int) -> list[bytes]:
+        """Its blocks, as they came."""
+        piece: list[bytes] = []
+        while start < stop:
             try:
-                async with contextlib.aclosing(self._ask(start + len(piece), stop)) as blocks:
+                async with contextlib.aclosing(self._ask(start, stop)) as blocks:
                     async for block in blocks:
-                        piece += block
+                        piece.append(block)
+                        start += len(block)
             except MentatError as error:
                 await self._pause(error)
-        return bytes(piece)
+        return piece
 
     async def _pause(self, error: MentatError) -> None:
         asked = error.retry_after_s if isinstance(error, RateLimited) else 0.0
@@ -225,12 +227,13 @@ class _Part:
     def blake3(self) -> str:
         return self._hasher.hexdigest() if self._hasher else ""
 
-    async def append(self, piece: bytes) -> None:
+    async def append(self, piece: Sequence[bytes]) -> None:
         await asyncio.to_thread(self._append, piece)
 
-    def _append(self, piece: bytes) -> None:
-        self._file.write(piece)
-        self._note(piece)
+    def _append(self, piece: Sequence[bytes]) -> None:
+        for block in piece:
+            self._file.write(block)
+            self._note(block)
 
     def _note(self, block: bytes) -> None:
         self.position += len(block)
