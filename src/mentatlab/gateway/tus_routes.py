@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.datastructures import Headers, MutableHeaders
@@ -75,7 +76,7 @@ def tus_router(uploads: Uploads, uploader: Callable[[Request], Uploader]) -> API
         return Response(status_code=204, headers=config)
 
     @router.post("", status_code=201, include_in_schema=False)
-    @router.post("/", status_code=201, response_class=Response)
+    @router.post("/", status_code=201, response_class=Response, openapi_extra=_body(required=False))
     async def create(request: Request) -> Response:
         """Begin an upload (`Upload-Length` or `Upload-Defer-Length: 1`, `Upload-Metadata`), with
         its first bytes or without."""
@@ -87,7 +88,9 @@ def tus_router(uploads: Uploads, uploader: Callable[[Request], Uploader]) -> API
         row = await uploads.pause(upload_id, workspace=uploader(request).workspace)
         return Response(headers=description_of(row))
 
-    @router.patch("/{upload_id}", status_code=204, response_class=Response)
+    @router.patch(
+        "/{upload_id}", status_code=204, response_class=Response, openapi_extra=_body(required=True)
+    )
     async def patch(upload_id: str, request: Request) -> Response:
         """More bytes behind `Upload-Offset`. After the last one the upload is complete, and
         `Mentat-Ref` names the blob."""
@@ -104,6 +107,11 @@ def tus_router(uploads: Uploads, uploader: Callable[[Request], Uploader]) -> API
         return Response(status_code=204)
 
     return router
+
+
+def _body(*, required: bool) -> dict[str, Any]:
+    content = {BODY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _configuration(max_bytes: int | None) -> dict[str, str]:
