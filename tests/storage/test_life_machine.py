@@ -131,7 +131,9 @@ class LifeMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
+        """As a server starts: its first sweep finds both sides empty."""
         self.front = self.run(self.manager(self.store))
+        self.run(self.front.life.sweep())
 
     def teardown(self) -> None:
         self.run(self.front.aclose())
@@ -249,7 +251,7 @@ class LifeMachine(RuleBasedStateMachine):
                         upload_id, pieces(data[offset:]), workspace="w", offset=offset
                     )
             except (Gone, NotFound):  # a day without bytes
-                self.orphans |= dict.fromkeys(self.unknown_keys(), 0.0)
+                self.orphans = dict.fromkeys(self.unknown_keys(), 0.0) | self.orphans
                 return
             blob = await self.front.get(ref, workspace="w")
             self.blobs[ref] = Known(blob, data, {f"upload:{ref}"})

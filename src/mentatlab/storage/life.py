@@ -89,6 +89,7 @@ class Life:
         async with self._sweeping:
             now = self._clock()
             before = now - self._grace_s
+            await self._expire_uploads()  # first: nobody means what they have left then
             blobs = await self._sweep_rows(before, now - min(self._grace_s, EXPIRED_GRACE_S))
             orphans = missing = uploads = 0
             ours = await self._owns_store()
@@ -221,8 +222,6 @@ class Life:
         return True
 
     async def _sweep_uploads(self, before: float) -> int:
-        """Rows first: what they leave in the store has no open upload then."""
-        await self._expire_uploads()
         swept = 0
         async for stale in self._store.list_stale_uploads(before=before):
             if not await self._upkeep.is_upload_open(stale.key, stale.upload_id):
