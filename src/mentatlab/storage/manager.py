@@ -295,7 +295,7 @@ class StorageManager:
     async def _probe(self, info: BlobInfo, type_: PinType) -> dict[str, Any]:
         if type_ not in MEDIA_TYPES:
             return {}
-        return await self._prober.probe(media_of(self._store, info.key, info.size), type_)
+        return await self._prober.probe(await media_of(self._store, info.key, info.size), type_)
 
     async def _discard(self, ref: str, key: str) -> None:
         await self._store.delete(key)

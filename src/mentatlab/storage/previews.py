@@ -113,7 +113,7 @@ class Previews:
 
     async def _make(self, order: _Order, blob: Blob) -> Blob:
         self._refuse_failed(order)
-        media = media_of(self._store, blob.key, blob.size)
+        media = await media_of(self._store, blob.key, blob.size)
         said = {"preview": order.way, "pixels": order.pixels, "format": order.format}
         try:
             found, body = await self._workers.run(said, media, _LIMITS[order.way])

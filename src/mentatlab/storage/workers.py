@@ -37,7 +37,7 @@ class Media(NamedTuple):
     read: Callable[[int, int], Awaitable[bytes]]
 
 
-def media_of(store: BlobStore, key: str, size: int) -> Media:
+async def media_of(store: BlobStore, key: str, size: int) -> Media:
     async def read(offset: int, length: int) -> bytes:
         reader = await store.get(key, range_=ByteRange(offset, offset + length))
         try:
@@ -45,7 +45,8 @@ def media_of(store: BlobStore, key: str, size: int) -> Media:
         finally:
             await reader.aclose()
 
-    return Media(size, store.local_path(key), read)
+    # in a thread: it looks at each folder on the way, and here each look would wait for the GIL
+    return Media(size, await asyncio.to_thread(store.local_path, key), read)
 
 
 class Limits(NamedTuple):
