@@ -14,7 +14,8 @@ import pytest
 from tests.support.seaweed import SeaweedProcess
 from tests.support.three_stores import STORES, StoreName, server_on
 
-from mentatlab.app import App
+from mentatlab.app import App, read_settings
+from mentatlab.protocol.errors import Code, Invalid
 
 STORAGE = "/api/v1/storage"
 TUS = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
@@ -274,6 +275,34 @@ async def test_every_store_can_be_followed(
         asking = asyncio.create_task(client.get(growing.ref, params={**FOLLOW, "via": "gateway"}))
         await growing.more(BYTES)
         assert (await asking).content == BYTES
+
+
+# --- an nginx that sends files
+
+
+async def test_only_nginx_is_told_where_the_file_lies(tmp_path: Path, lazily: Seaweed) -> None:
+    home = tmp_path / "home"
+    accel = {"MENTATLAB_ACCEL": "/internal/blobs/"}
+    async with at("local", home, lazily, **accel) as client:
+        ref = await put(client, "ä.txt")
+        assert (await client.get(ref)).content == BYTES
+        told = await client.get(ref, headers={"Mentat-Accel": "on"})
+        assert (told.status_code, told.content) == (200, b"")
+        place = told.headers["x-accel-redirect"].removeprefix("/internal/blobs/")
+        assert (home / "blobs" / place).read_bytes() == BYTES
+        assert told.headers["content-disposition"].startswith("attachment")
+    async with at("local", home, lazily) as client:
+        assert (await client.get(ref, headers={"Mentat-Accel": "on"})).content == BYTES
+    async with at("memory", tmp_path / "other", lazily, **accel) as client:
+        ref = await put(client)
+        assert (await client.get(ref, headers={"Mentat-Accel": "on"})).content == BYTES
+
+
+@pytest.mark.parametrize("text", ["/", "internal/", "/internal"])
+def test_a_location_has_slashes_around(text: str) -> None:
+    with pytest.raises(Invalid) as raised:
+        read_settings({"MENTATLAB_ACCEL": text})
+    assert raised.value.code == Code.BAD_SETTING
 
 
 # --- a store that serves itself
