@@ -26,6 +26,7 @@ from mentatlab.protocol.errors import (
 )
 from mentatlab.protocol.pins import PinType
 from mentatlab.storage import Quota, StorageManager, open_local, open_memory
+from mentatlab.storage.port import Upload
 from mentatlab.storage.upload_rows import Claims, UploadRow, UploadRows
 from mentatlab.storage.uploads import OPEN_TTL_S, NewUpload, Uploads
 
@@ -665,3 +666,75 @@ async def test_the_last_bytes_of_a_quota_can_be_used_by_an_upload_of_unknown_siz
     row = await begin(small.uploads, None)
     await append(small.uploads, row, b"x" * 10)
     assert (await small.uploads.complete(row.id, workspace=WS)).size == 10
+
+
+# --- what goes wrong beside it
+
+
+async def test_one_that_cannot_be_removed_does_not_keep_the_others(
+    uploads: Uploads,
+    storage: StorageManager,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = [await append(uploads, await begin(uploads, 10), b"12345") for _ in range(3)]
+    resume = storage._store.resume_upload
+
+    async def failing(upload_id: str) -> Upload:
+        if upload_id == rows[1].store_id:
+            raise OSError("the disk is away")
+        return await resume(upload_id)
+
+    monkeypatch.setattr(storage._store, "resume_upload", failing)
+    clock.now += OPEN_TTL_S
+    assert await uploads.sweep() == 2
+    assert "the disk is away" in caplog.text
+    monkeypatch.undo()
+    assert await uploads.sweep() == 1
+
+
+async def test_a_direct_upload_that_the_store_does_not_want_reserves_nothing(
+    uploads: Uploads, storage: StorageManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> Upload:
+        raise OutOfSpace(Code.DISK_FULL, "the disk is full")
+
+    monkeypatch.setattr(storage._store, "open_upload", refuse)
+    with pytest.raises(OutOfSpace):
+        await uploads.create(NewUpload(workspace=WS, size=5), "direct")
+    assert (await uploads.usage(WS)).reserved_count == 0
+
+
+async def test_a_full_disk_keeps_what_came(uploads: Uploads, storage: StorageManager) -> None:
+    row = await begin(uploads, 100_000)
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"x" * 60_000
+        raise OutOfSpace(Code.DISK_FULL, "the disk is full")
+
+    with pytest.raises(OutOfSpace):
+        await uploads.append(row.id, source(), workspace=WS, offset=0)
+    assert (await uploads.pause(row.id, workspace=WS)).offset == 60_000
+    assert (await append(uploads, row, b"x" * 40_000, 60_000)).state == "done"
+
+
+async def test_two_servers_on_one_catalogue(storage: StorageManager) -> None:
+    """The second one waits for the first one's lease; then it goes on where that has stopped."""
+    rows = UploadRows(storage._catalog.database, Quota())
+    first, second = (
+        Uploads(storage._store, rows, storage, storage._enter, max_bytes=None, clock=Clock())
+        for _ in range(2)
+    )
+    row = await begin(first, len(BIG))
+    source = Hanging(BIG[:300_000])
+    writing = asyncio.ensure_future(first.append(row.id, aiter(source), workspace=WS, offset=0))
+    await source.reached.wait()
+    waiting = asyncio.ensure_future(second.pause(row.id, workspace=WS))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert (await waiting).offset == 300_000
+    assert (await append(second, row, BIG[300_000:], 300_000)).state == "done"
+    assert (await first.complete(row.id, workspace=WS)).size == len(BIG)
