@@ -251,15 +251,12 @@ class LifeMachine(RuleBasedStateMachine):
                         upload_id, pieces(data[offset:]), workspace="w", offset=offset
                     )
             except (Gone, NotFound):  # a day without bytes
-                self.orphans = dict.fromkeys(self.unknown_keys(), 0.0) | self.orphans
+                self.orphans |= {key: 0.0 for key in self.store.present() if ref in key}
                 return
             blob = await self.front.get(ref, workspace="w")
             self.blobs[ref] = Known(blob, data, {f"upload:{ref}"})
 
         self.run(work())
-
-    def unknown_keys(self) -> set[str]:
-        return self.store.present() - {known.blob.key for known in self.blobs.values()}
 
     @rule(pick=PICKS)
     def flip(self, pick: int) -> None:
