@@ -32,8 +32,8 @@ from mentatlab.protocol.pins import (
     MEDIA_TYPES,
     Pin,
     PinMetadata,
-    TtlClass,
     PinType,
+    TtlClass,
     mime_patterns,
     parse_size,
 )
