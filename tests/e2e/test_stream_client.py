@@ -252,6 +252,8 @@ async def test_a_run_and_a_filter(server: Up) -> None:
         assert [value_of(r) async for r in streams.subscribe(run)] == [1, 2, 3]
         chosen = streams.subscribe(run, filter={"pin_name": ["b"]})
         assert [value_of(r) async for r in chosen] == [2, 3]
+        with pytest.raises(Invalid, match="pinname"):
+            await anext(streams.subscribe(run, filter={"pinname": ["b"]}))
 
 
 async def test_a_token_is_renewed_on_the_connection(server: Up) -> None:

@@ -364,7 +364,10 @@ async def test_what_is_wrong_with_one_stream_leaves_the_others(
         assert (await client.heard("error"))["code"] == "CONFLICT"
         for _ in range(2):
             client.say("unsubscribe", id=stream_id)
-        for wrong in ({"from": "zz"}, {"rate": 0}, {"policy": "nice"}, {"filter": "all"}):
+        for wrong in (
+            *({"from": "zz"}, {"rate": 0}, {"policy": "nice"}, {"filter": "all"}),
+            {"filter": {"pinname": ["out"]}},
+        ):
             client.say("subscribe", id=stream_id, **wrong)
             error = await client.heard("error")
             assert (error["id"], error["close"]) == (stream_id, 4100)

@@ -35,9 +35,9 @@ Policy = Literal["log", "latest", "keyframe", "block"]
 Guard = Callable[[], Awaitable[None]]
 
 
-class Filter(msgspec.Struct, frozen=True):
+class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A record passes when it matches one of each list that is given; starts and ends of a lane
-    that matches always do."""
+    that matches always do. A name that is none is refused: it would let everything pass."""
 
     type: tuple[str, ...] | None = None
     node_id: tuple[str, ...] | None = None

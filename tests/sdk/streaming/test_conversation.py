@@ -368,6 +368,16 @@ def test_a_filter_leaves_holes_and_marks_say_how_far_it_is() -> None:
     assert (asked["filter"], asked["rate"]) == ({"item": [1]}, 2.0)
 
 
+def test_a_filter_that_the_server_refuses_is_raised_and_not_waited_for() -> None:
+    conversation, reading = reading_at("1:7", filter_={"pinname": ["out"]})
+    conversation.received(
+        '{"type":"error","id":"st_1","code":"STREAM_RECORD_INVALID","close":4100,'
+        '"message":"unknown field `pinname`"}'
+    )
+    with pytest.raises(MentatError, match="pinname"):
+        reading.take()
+
+
 @pytest.mark.parametrize("state", ["ended", "errored"])
 def test_a_mark_is_an_end_for_who_has_nothing_to_miss(state: str) -> None:
     conversation, reading = reading_at("1:7")

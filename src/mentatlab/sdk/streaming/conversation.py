@@ -232,9 +232,10 @@ class Conversation:
         self._fail(told.id, error)
 
     def _fail(self, id_: str, error: MentatError) -> None:
-        if error.code not in _OF_PUBLISHING and (reading := self._readings.get(id_)):
+        reading, publication = self._readings.get(id_), self._publications.get(id_)
+        if reading and (publication is None or error.code not in _OF_PUBLISHING):
             reading.failed(error)
-        if error.code not in _OF_READING and (publication := self._publications.get(id_)):
+        if publication and error.code not in _OF_READING:
             publication.failed(error)
 
     def refused(self, id_: str, error: MentatError) -> None:
