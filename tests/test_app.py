@@ -26,6 +26,12 @@ def test_defaults():
     assert settings.streaming
 
 
+def test_agents_are_given_none_of_the_servers_secrets() -> None:
+    theirs = {"MENTATLAB_MODEL_DIR": "/models", "AWS_PROFILE": "team", "API_KEY": "k"}
+    ours = {"S3_SECRET_KEY": "s", "MENTATLAB_KEY": "k", "MENTATLAB_URL_KEYS": f"a:{'x' * 32}"}
+    assert read_settings({**theirs, **ours}).environment == theirs
+
+
 def test_the_environment_and_options_win_over_it(tmp_path: Path):
     environ = {
         "MENTATLAB_HOME": str(tmp_path),
@@ -57,7 +63,11 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
     assert (settings.rate, settings.multimodal, settings.streaming) == (0, False, False)
     assert settings.max_object == 2 << 30
     assert settings.quota == Quota(bytes=10**12, count=1000)
-    assert settings.environment["SECRET"] == "s"
+    assert settings.environment == {
+        "SECRET": "s",
+        "ENABLE_MULTIMODAL": "off",
+        "ENABLE_STREAMING": "False",
+    }
     for secret in ("SECRET", "pass", "tttt"):
         assert secret not in repr(settings)
     assert settings.log == SharedLog(url="redis://:pass@host/0", prefix="mine:", allow_relaxed=True)

@@ -23,6 +23,7 @@ from mentatlab.gateway.signed_urls import UrlKeys, UrlSigner, own_keys, parse_ke
 from mentatlab.gateway.storage_answers import Accel
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.streams import Streams
+from mentatlab.protocol.agent import is_reserved
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.protocol.pins import parse_size
 from mentatlab.runners import LocalRunner
@@ -75,7 +76,7 @@ class Settings:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     recover: bool = True  # go on with the runs that a former server left
-    environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)  # for agents
     rate: float = 200.0  # requests a second and key, 0 = no limit
     burst: float = 400.0
     record_rate: float = 0.0  # published records a second and key, 0 = no limit
@@ -144,7 +145,7 @@ def read_settings(
         accel=_accel(environ),
         transport=_transport(environ),
         tls=_tls(environ, tls_cert, tls_key),
-        environment=dict(environ),
+        environment={k: v for k, v in environ.items() if not is_reserved(k)},
     )
 
 

@@ -19,7 +19,11 @@ AGENT, FLOW = (
     Draft202012Validator(json.loads((ROOT / f"schemas/{name}.schema.json").read_text()))
     for name in ("agent", "flow")
 )
-BEYOND_THE_SCHEMA = {Code.MANIFEST_DUPLICATE_PIN, Code.MANIFEST_OLD_ENV}
+BEYOND_THE_SCHEMA = {
+    Code.MANIFEST_DUPLICATE_PIN,
+    Code.MANIFEST_OLD_ENV,
+    Code.MANIFEST_RESERVED_ENV,
+}
 
 
 def agent_fits(document: Any) -> bool:

@@ -65,6 +65,24 @@ def test_values_in_an_old_manifest_are_a_warning() -> None:
     assert ManifestValidator().load("{id: a, version: 0.1.0, env: [A=b]}").id == "a"
 
 
+RESERVED = {"id": "a", "version": "0.1.0", "env": ["API_KEY", {"name": "S3_SECRET_KEY"}]}
+
+
+@pytest.mark.parametrize("mode", ValidationMode)
+def test_settings_of_the_server_cannot_be_asked_for_in_any_mode(mode: ValidationMode) -> None:
+    for load in (ManifestValidator(mode).load, load_manifest):
+        with pytest.raises(ValidationFailed) as refused:
+            load(RESERVED)
+        (problem,) = refused.value.problems
+        assert (problem.code, problem.path) == (Code.MANIFEST_RESERVED_ENV, "/env/1")
+        assert problem.hint
+
+
+def test_what_stands_in_a_manifest_is_no_secret_of_the_server() -> None:
+    own = {**RESERVED, "env": ["S3_BUCKET=films", "MENTATLAB_MODEL_DIR", "MENTAT", "s3_key"]}
+    assert load_manifest(own).env_entries()[0].value == "films"
+
+
 def test_loading_raises_with_every_error_and_no_warning() -> None:
     with pytest.raises(ValidationFailed) as refused:
         ManifestValidator().add_multimodal_rules().load(FAULTY)

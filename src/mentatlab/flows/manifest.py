@@ -26,7 +26,7 @@ from mentatlab.flows.document import (
     read_document,
     whole,
 )
-from mentatlab.protocol.agent import AgentProgram, Resources, Warm
+from mentatlab.protocol.agent import AgentProgram, Resources, Warm, is_reserved
 from mentatlab.protocol.errors import Code, Invalid, Problem, ValidationFailed
 from mentatlab.protocol.pins import (
     MEDIA_TYPES,
@@ -414,10 +414,22 @@ FORMS = {
 def manifest_problems(document: Mapping[str, Any]) -> list[Problem]:
     """What does not fit the model; see `ManifestValidator` for the rules beyond it."""
     try:
-        Manifest.model_validate(document)
+        return list(_reserved_env(Manifest.model_validate(document)))
     except ValidationError as error:
         return problems_of(error, Code.MANIFEST_INVALID, FORMS)
-    return []
+
+
+def _reserved_env(manifest: Manifest) -> Iterator[Problem]:
+    """Where a variable is taken from the server's environment; a value that stands in the manifest
+    is nobody's secret."""
+    for index, entry in enumerate(manifest.env_entries()):
+        if entry.value is None and is_reserved(entry.name):
+            yield Problem(
+                Code.MANIFEST_RESERVED_ENV,
+                pointer("env", index),
+                f"{entry.name} is a setting of the server, which no agent is given",
+                "have the value set under a name of the agent's own, and list that",
+            )
 
 
 def load_manifest(source: str | bytes | Mapping[str, Any], *, name: str = "") -> Manifest:
@@ -427,11 +439,12 @@ def load_manifest(source: str | bytes | Mapping[str, Any], *, name: str = "") ->
         if isinstance(source, Mapping)
         else read_document(source, code=Code.MANIFEST_SYNTAX, name=name)
     )
+    what = f"{name or 'the manifest'} is not valid"
     try:
-        return Manifest.model_validate(document)
+        manifest = Manifest.model_validate(document)
     except ValidationError as error:
-        raise ValidationFailed(
-            Code.MANIFEST_INVALID,
-            f"{name or 'the manifest'} is not valid",
-            problems_of(error, Code.MANIFEST_INVALID, FORMS),
-        ) from error
+        problems = problems_of(error, Code.MANIFEST_INVALID, FORMS)
+        raise ValidationFailed(Code.MANIFEST_INVALID, what, problems) from error
+    if problems := list(_reserved_env(manifest)):
+        raise ValidationFailed(Code.MANIFEST_INVALID, what, problems)
+    return manifest

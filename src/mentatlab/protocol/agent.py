@@ -6,6 +6,14 @@ import msgspec
 
 from mentatlab.protocol.pins import Pin
 
+_OF_THE_SERVER = ("MENTATLAB_", "S3_")
+_SHARED = frozenset({"MENTATLAB_MODEL_DIR"})
+
+
+def is_reserved(variable: str) -> bool:
+    """Whether it is one of the server's own settings, which hold its secrets: no agent gets it."""
+    return variable.startswith(_OF_THE_SERVER) and variable not in _SHARED
+
 
 class Resources(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     cpu: float = 1.0  # cores
