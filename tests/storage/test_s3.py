@@ -540,6 +540,7 @@ async def test_a_check_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
+        await writer.wait_closed()
         gone.set()
 
     gone = asyncio.Event()

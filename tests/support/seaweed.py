@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ACCESS_KEY, SECRET_KEY = "mentatlab", "not-much-of-a-secret"
+_GROWTH = "[master.volume_growth]\ncopy_1 = 3\n"  # files that a bucket begins with; else 7
 _PARTS = ("s3", "master", "volume", "filer")  # each with a port for HTTP and one for gRPC
 
 
@@ -75,6 +76,7 @@ class SeaweedProcess:
         """Returns when objects can be stored."""
         self._data.mkdir(parents=True, exist_ok=True)
         self._keys.write_text(json.dumps(_identities()))
+        (self.folder / "master.toml").write_text(_GROWTH)
         with (self.folder / "weed.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(), stdout=log, stderr=log, cwd=self.folder
@@ -112,7 +114,7 @@ class SeaweedProcess:
             *(*self._within, self._program, "-logtostderr=true", "server", f"-dir={self._data}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", *ports, *sockets),
             *("-master.telemetry=false", "-master.electionTimeout=1s"),
-            *("-master.volumeSizeLimitMB=1024", "-volume.max=40", "-volume.preStopSeconds=0"),
+            *("-master.volumeSizeLimitMB=1024", "-volume.max=1000", "-volume.preStopSeconds=0"),
             *(f"-s3.config={self._keys}", "-s3.iam=false", "-s3.autoCreateBucket=false"),
             "-s3.cacheCapacityMB=128",  # else every range costs the reading of its chunk of 4 MiB
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),
