@@ -15,7 +15,7 @@ from tests.support.streams_server import SECRET, stream_server
 
 from mentatlab.protocol.records import Draft
 from mentatlab.protocol.tokens import Claims, mint, verify
-from mentatlab.streams import StreamingConnectionManager, open_hub
+from mentatlab.streams import StreamingConnectionManager, StreamInitRequest, open_hub
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -117,14 +117,56 @@ class TestInit:
         assert answer.status_code == 422
         assert [problem["path"] for problem in answer.json()["problems"]] == [f"/body/{name}"]
 
-    async def test_a_key_for_another_retention_is_a_conflict(self, rest: Rest):
-        async def code(**more: Any) -> int:
-            body = {"agent_id": "a", "pin_name": "b", **more}
+    @pytest.mark.parametrize(
+        ("name", "value", "other"),
+        [
+            ("agent_id", "a", "b"), ("pin_name", "a", "b"), ("node_id", "a", "b"),
+            ("run_id", "rs_a", "rs_b"), ("mime_type", "a/b", "a/c"),
+            ("durability", "memory", "relaxed"), ("ttl_s", 9, 8), ("retain_s", 9.5, 8),
+            ("max_bytes", 9, 8), ("expected_chunks", 9, 8), ("codec", "a", "b"),
+            ("timebase", "1/9", "1/8"),
+        ],
+    )  # fmt: skip
+    async def test_a_key_with_another_body_is_a_conflict(
+        self, rest: Rest, name: str, value: Any, other: Any
+    ):
+        async def code(**more: Any) -> str:
+            body = {"agent_id": "me", "pin_name": "out", **more}
             headers = {"Idempotency-Key": "k"}
             answer = await rest.http.post("/api/v1/streams/init", json=body, headers=headers)
-            return answer.status_code
+            return answer.json().get("code", "opened")
 
-        assert [await code(ttl_s=9), await code(ttl_s=9), await code(ttl_s=8)] == [200, 200, 409]
+        said = [await code(**{name: value}) for _ in range(2)]
+        assert [*said, await code(**{name: other}), await code(**{name: value})] == [
+            *("opened", "opened", "IDEMPOTENCY_CONFLICT", "opened")
+        ]
+        if name not in ("agent_id", "pin_name"):
+            assert await code() == "IDEMPOTENCY_CONFLICT"
+
+    async def test_a_run_of_a_flow_that_has_ended_takes_no_new_stream(self, rest: Rest):
+        events = await rest.hub.create_stream("run", "events", run_id="rn_1", node_id="_run")
+        there = await rest.init(run_id="rn_1")
+        await events.end()
+        code = await rest.code(
+            "/api/v1/streams/init",
+            "POST",
+            json={"agent_id": "me", "pin_name": "late", "run_id": "rn_1"},
+        )
+        assert code == (409, "RUN_TERMINAL")
+        assert [lane.pin_name for lane in await rest.hub.lanes("rn_1")] == ["events", "out"]
+        assert (await rest.init(run_id="rn_1"))["stream_id"] == there["stream_id"]
+
+    async def test_a_run_of_clients_streams_goes_on(self, rest: Rest):
+        one = await rest.init()
+        await rest.hub.end_stream(one["stream_id"])
+        assert (await rest.init(pin_name="b", run_id=one["run_id"]))["status"] == "open"
+
+    async def test_every_field_of_the_body_is_tried_above(self, rest: Rest):
+        fields = set(StreamInitRequest.model_fields)
+        assert fields == {
+            "agent_id", "pin_name", "node_id", "run_id", "mime_type", "durability", "ttl_s",
+            "retain_s", "max_bytes", "expected_chunks", "codec", "timebase",
+        }  # fmt: skip
 
 
 class TestBodies:

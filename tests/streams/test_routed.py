@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mentatlab.protocol.errors import Code, Gone, NotFound
@@ -62,6 +63,16 @@ async def test_a_lane_is_there_again_empty_and_under_a_new_epoch(boot: Boot) -> 
         await append(log, gone, data_draft(2))
         assert sequences(await log.read(gone, 0)) == [1, 2]
         assert await log.producer(gone, "p") is None
+
+
+async def test_what_was_said_of_it_stands_in_its_new_start(boot: Boot) -> None:
+    said = {"codec": "opus", "timebase": "1/48000"}
+    async with boot(7) as log:
+        wanted = msgspec.structs.replace(external(), facts=said)
+        await log.open(wanted, start_draft(durability="memory", **said), now=NOW)
+    async with boot(8) as log:
+        (start,) = await log.read("st_b", 0)
+        assert said.items() <= start.record.payload["metadata"].items()
 
 
 TOUCHES: list[Callable[[RoutedLog], Awaitable[object]]] = [

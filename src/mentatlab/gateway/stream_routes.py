@@ -181,8 +181,8 @@ async def _open(
             "this pin belongs to its run",
             hint="use another node_id, or leave run_id out",
         )
-    said = (body.agent_id, body.mime_type, body.durability, body.retention)
-    found = (lane.agent_id, lane.mime_type, lane.durability, lane.retention)
+    said = (body.agent_id, body.mime_type, body.durability, body.facts)
+    found = (lane.agent_id, lane.mime_type, lane.durability, lane.facts)
     if key is not None and (lane.stream_id != f"st_{known}" or said != found):
         raise _reused()
     return session

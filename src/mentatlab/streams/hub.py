@@ -60,12 +60,13 @@ from mentatlab.streams.port import (
     SegmentStore,
     StreamLog,
     check_kept,
+    find_place,
 )
 from mentatlab.streams.positions import FromKey, FromTime, Start, parse_from
 from mentatlab.streams.registry import StreamRegistry
 from mentatlab.streams.routed import RoutedLog
 from mentatlab.streams.sqlite import open_sqlite
-from mentatlab.streams.subscription import Feed, LaneFeed, Options, RunFeed, Subscription
+from mentatlab.streams.subscription import RUN_NODE, Feed, LaneFeed, Options, RunFeed, Subscription
 
 log = logging.getLogger("mentatlab.streams")
 
@@ -165,7 +166,8 @@ class StreamingConnectionManager:
         Without a run it gets one of its own (`rs_…`); `node_id` defaults to the agent's id. An
         existing lane is returned as it is: a later attempt begins with `start_attempt`. A run of
         another workspace is `Forbidden(STREAM_FORBIDDEN)`. `external` lanes, and those without a
-        run, may be published to by clients. `facts` are told in the `stream_start`.
+        run, may be published to by clients. `facts` are told in the `stream_start`. A new external
+        lane in a run of the engine's that has ended is `Conflict(RUN_TERMINAL)`.
         """
         lane = Lane(
             stream_id=stream_id or new_id("st"),
@@ -179,11 +181,25 @@ class StreamingConnectionManager:
             created_at=self._clock(),
             external=external or run_id is None,
             retention=retention,
+            facts=dict(facts),
         )
         start = start_draft(
             mime_type=mime_type, durability=durability, attempt=attempt, resume_from=0, **facts
         )
+        if external and run_id is not None:
+            await self._check_joinable(lane)
         return StreamSession(self, await self._carried_out(self._open(lane, start)))
+
+    async def _check_joinable(self, wanted: Lane) -> None:
+        """Readers of a run leave with the end of its own events."""
+        lanes = await self._log.lanes(wanted.run_id)
+        over = any(lane.node_id == RUN_NODE and lane.state != "open" for lane in lanes)
+        if find_place(lanes, wanted) is None and over:
+            raise Conflict(
+                Code.RUN_TERMINAL,
+                f"the run {wanted.run_id} has ended",
+                hint="leave `run_id` out to open a stream of its own, or start a new run",
+            )
 
     async def _open(self, wanted: Lane, start: Draft) -> Lane:
         lane, entries = await self._log.open(wanted, start, now=self._clock())

@@ -6,7 +6,7 @@ deliver after the commit and carry `rseq`, the run-wide order; `memory` lanes ac
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -51,6 +51,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     be published to from outside; the others belong to the engine. Of the records 2 to `floor` - 1
     retention has taken the data; `kept` are the bytes of what is there. `key`: the last record
     with the key flag. Times are Unix seconds; `started_ms` (Unix) is that of the first record.
+    `facts` are what the `stream_start` tells beside the MIME type and durability.
     """
 
     stream_id: str
@@ -76,6 +77,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     floor: int = 2
     kept: int = 0
     key: int = 0
+    facts: dict[str, Any] = {}
 
     @property
     def cursor(self) -> Cursor:

@@ -192,7 +192,7 @@ class RoutedLog:
         """The lane again, empty and under a new epoch; ended when nobody can go on with it."""
         over = lane.epoch >= self._boot_epoch or await self._is_over(lane)
         now = self._clock()
-        start = start_draft(mime_type=lane.mime_type, durability=lane.durability)
+        start = start_draft(mime_type=lane.mime_type, durability=lane.durability, **lane.facts)
         opened = await self._memory.open(lane, start, now=now)
         if opened.entries and over:
             await self._memory.append(lane.stream_id, [_LOST], now=now)
