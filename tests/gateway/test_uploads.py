@@ -4,6 +4,7 @@ import time
 
 import httpx2
 import pytest
+from starlette.types import Message
 from tests.gateway.conftest import client_of
 from tests.support.api import refused
 from tests.support.uploads_site import BYTES, RESUMABLE, TUS, UPLOADS
@@ -12,6 +13,7 @@ from mentatlab.app import App
 from mentatlab.gateway.tus_routes import TusMiddleware
 from mentatlab.protocol.tokens import Capability, Claims, mint
 from mentatlab.storage.port import Storage
+from mentatlab.storage.upload_rows import Usage
 
 PAGE = "http://localhost:5173"
 LENGTH = {**RESUMABLE, "Upload-Length": "5"}
@@ -163,3 +165,32 @@ async def test_other_protocols_pass_the_middleware_untouched() -> None:
     scope = {"type": "websocket", "path": TUS}
     await TusMiddleware(inner)(scope, nothing, inner)  # type: ignore[arg-type]
     assert seen == [scope]
+
+
+# --- a client that leaves
+
+
+@pytest.mark.parametrize("way", ["tus", "upload"])
+async def test_who_leaves_before_he_knows_the_address_leaves_nothing(app: App, way: str) -> None:
+    sent: list[Message] = []
+    coming = [{"type": "http.request", "body": b"x" * 5000, "more_body": True}]
+
+    async def receive() -> Message:
+        return coming.pop() if coming else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    path = TUS if way == "tus" else "/api/v1/storage/upload"
+    headers = {**BYTES, "Host": "127.0.0.1", "Upload-Length": "9000", "Content-Length": "9000"}
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(),
+        "query_string": b"", "http_version": "1.1", "root_path": "", "scheme": "http",
+        "headers": [(n.lower().encode(), v.encode()) for n, v in headers.items()],
+        "client": ("127.0.0.1", 1), "server": None,
+    }  # fmt: skip
+    await app.asgi(scope, receive, send)
+    assert sent[0]["status"] == 499
+    storage = app.services.storage
+    assert await storage.uploads.usage("default") == Usage(0, 0, 0, 0)
+    assert [upload async for upload in storage._store.list_stale_uploads(before=1e12)] == []  # pyright: ignore[reportPrivateUsage]

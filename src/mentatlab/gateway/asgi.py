@@ -6,19 +6,16 @@ import re
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mentatlab.gateway.admission import Admission, Visit
 from mentatlab.gateway.head import Head
 from mentatlab.gateway.limits import MAX_JSON_BYTES
-from mentatlab.gateway.problems import response_of, status_of, too_large, unexpected
+from mentatlab.gateway.problems import CLIENT_GONE, response_of, status_of, too_large, unexpected
 from mentatlab.protocol.errors import MentatError
 
 _BYTES = re.compile(r"/api/v1/storage/(upload|tus(/.*)?|uploads/[^/]+/content)")
 """Where files come in, which storage bounds; all other bodies are JSON."""
-CLIENT_GONE = 499
-"""nginx's number, in the log only."""
 
 
 class AdmissionMiddleware:
@@ -50,8 +47,6 @@ class AdmissionMiddleware:
 
         try:
             await self._app(scope, _bounded(scope, receive), watch)
-        except ClientDisconnect:
-            return  # in the middle of its body: nobody is there to answer
         except Exception as error:
             if status:
                 raise  # the server logs it and cuts the connection: EOF is never success

@@ -11,8 +11,9 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from mentatlab.protocol import errors
 from mentatlab.protocol.errors import Code, Internal, Invalid, MentatError, Problem, TooLarge
@@ -22,6 +23,8 @@ log = logging.getLogger("mentatlab.gateway")
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_BASE = "urn:mentatlab:error:"
+CLIENT_GONE = 499
+"""nginx's number, for the log: nobody reads it."""
 
 STATUS: dict[type[MentatError], int] = {
     errors.Invalid: 400,
@@ -44,6 +47,7 @@ STATUS: dict[type[MentatError], int] = {
 }
 STATUS_OF_CODE = {
     Code.METHOD_NOT_ALLOWED: 405,
+    Code.PRECONDITION_FAILED: 412,
     Code.URI_TOO_LONG: 414,
     Code.HEADERS_TOO_LARGE: 431,
     Code.TUS_VERSION_UNSUPPORTED: 412,
@@ -52,6 +56,7 @@ STATUS_OF_CODE = {
     Code.UPLOAD_CHECKSUM_MISMATCH: 460,
 }
 """Where HTTP knows it closer than the class."""
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 TITLE = {
     400: "The request is wrong",
     401: "No valid credential",
@@ -173,6 +178,7 @@ def unexpected(error: BaseException) -> Internal:
 def install(app: FastAPI) -> None:
     """Handlers for what routes and the framework raise (bugs: `admission`)."""
     app.add_exception_handler(MentatError, _mentat_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
 
@@ -180,6 +186,12 @@ def install(app: FastAPI) -> None:
 async def _mentat_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, MentatError)
     return response_of(error)
+
+
+async def _client_gone(_: Request, error: Exception) -> Response:
+    """In the middle of its body. Nobody reads it: it is for the log."""
+    del error
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
@@ -225,7 +237,19 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     answer = response_of(_from_http(request, error))
     if error.headers:
         answer.headers.update(error.headers)
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(_allowed(request))
     return answer
+
+
+def _allowed(request: Request) -> list[str]:
+    """What works on the path, whichever router has it; the framework names the first one's only."""
+    routes = request.app.routes
+    return [
+        method
+        for method in _METHODS
+        if any(r.matches({**request.scope, "method": method})[0] is Match.FULL for r in routes)
+    ]
 
 
 def _from_http(request: Request, error: HTTPException) -> MentatError:

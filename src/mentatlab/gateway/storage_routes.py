@@ -1,12 +1,12 @@
 """`/api/v1/storage`: upload, list, delete; `storage_download` gives the bytes."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 
 from mentatlab.gateway.digests import announced_sha256
 from mentatlab.gateway.form_upload import FormUpload
@@ -22,7 +22,9 @@ from mentatlab.storage.port import Blob
 FileType = Literal["audio", "image", "video", "binary"]
 
 _SETTINGS = ("type", "filename", "sha256", "ttl")
-_CLIENT_GONE = 499  # nginx's number; nobody reads it
+_SHA256_SAYS = "true: the reference has it; or 64 hex digits, with which the bytes are compared"
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+_HEX = re.compile(r"[0-9a-f]{64}")
 _UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -35,7 +37,7 @@ _UPLOAD_BODY: dict[str, Any] = {
                     "properties": {
                         "type": {"type": "string", "enum": ["audio", "image", "video", "binary"]},
                         "filename": {"type": "string"},
-                        "sha256": {"type": "boolean"},
+                        "sha256": {"type": "string", "description": _SHA256_SAYS},
                         "ttl": {"type": "string", "enum": list(get_args(TtlClass))},
                         "file": {"type": "string", "format": "binary"},
                     },
@@ -95,7 +97,7 @@ def storage_router(
         request: Request,
         type: Annotated[FileType | None, Query(description="the pin's type")] = None,
         filename: str = "",
-        sha256: bool = False,
+        sha256: Annotated[str, Query(description=_SHA256_SAYS)] = "",
         ttl: Annotated[
             TtlClass | None, Query(description="how long it is kept; none = until it is deleted")
         ] = None,
@@ -103,22 +105,19 @@ def storage_router(
         """Store the body (raw, or the one file of a form) and say what it is."""
         who = uploader(request)
         _refuse_too_large(request.headers, storage.max_bytes)
-        try:
-            incoming = await _incoming(request, type, filename, sha256, ttl)
-            blob = await storage.store(
-                incoming.body,
-                workspace=who.workspace,
-                owner=who.owner or None,
-                expect=incoming.expect,
-                declared_mime=incoming.declared_mime,
-                filename=incoming.filename,
-                sha256=incoming.sha256,
-                expected_sha256=incoming.expected_sha256,
-                ttl_s=incoming.ttl_s,
-                size=incoming.size,
-            )
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_GONE)
+        incoming = await _incoming(request, type, filename, sha256, ttl)
+        blob = await storage.store(
+            incoming.body,
+            workspace=who.workspace,
+            owner=who.owner or None,
+            expect=incoming.expect,
+            declared_mime=incoming.declared_mime,
+            filename=incoming.filename,
+            sha256=incoming.sha256,
+            expected_sha256=incoming.expected_sha256,
+            ttl_s=incoming.ttl_s,
+            size=incoming.size,
+        )
         return uploaded(blob)
 
     @router.get("", response_model=StoredPage)
@@ -155,32 +154,40 @@ async def _incoming(
     request: Request,
     type_: FileType | None,
     filename: str,
-    sha256: bool,
+    sha256: str,
     ttl: TtlClass | None,
 ) -> _Incoming:
     content_type = request.headers.get("content-type", "")
     expect = PinType(type_) if type_ else None
+    digest = announced_sha256(request.headers, "content-digest", "repr-digest")
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
-        digest = announced_sha256(request.headers, "content-digest", "repr-digest")
+        wanted, expected = _told_sha256(sha256)
         declared = content_type or None
         return _Incoming(
             request.stream(),
             declared,
             clean_name(filename),
             expect,
-            sha256,
-            digest,
+            wanted,
+            digest or expected,
             None if ttl is None else TTL_S[ttl],
             _announced(request.headers),
         )
+    if digest is not None:
+        raise Invalid(
+            Code.INVALID_REQUEST,
+            "the digest of a form is not compared",
+            hint="write the file's own, in hex, into a field `sha256` before it",
+        )
     form = await FormUpload(content_type, request.stream(), settings=_SETTINGS).open()
+    wanted, expected = _told_sha256(form.fields.get("sha256") or sha256)
     return _Incoming(
         aiter(form),
         form.content_type or None,
         clean_name(form.fields.get("filename") or filename or form.filename),
         _field_type(form.fields.get("type")) or expect,
-        sha256 or form.fields.get("sha256", "").lower() in ("1", "true", "yes", "on"),
-        None,
+        wanted,
+        expected,
         ttl_s(form.fields.get("ttl") or ttl or "pinned"),
         None,
     )
@@ -189,6 +196,20 @@ async def _incoming(
 def _announced(headers: Headers) -> int | None:
     length = headers.get("content-length", "")
     return int(length) if length.isdecimal() else None
+
+
+def _told_sha256(text: str) -> tuple[bool, str | None]:
+    """Whether the reference is to have it, and which one the bytes must have."""
+    told = text.strip().lower()
+    if told in _YES or told in _NO:
+        return told in _YES, None
+    if _HEX.fullmatch(told):
+        return True, told
+    raise Invalid(
+        Code.INVALID_REQUEST,
+        f"sha256={text[:80]!r} is neither true nor a digest",
+        hint="write true, or the 64 hex digits of the bytes' SHA-256",
+    )
 
 
 def _field_type(name: str | None) -> PinType | None:

@@ -33,7 +33,6 @@ from mentatlab.storage.uploads import Uploads
 
 TUS_PATH = "/api/v1/storage/tus"
 BODY_TYPE = "application/offset+octet-stream"
-_CLIENT_GONE = 499  # nginx's number; nobody reads it
 
 
 class TusMiddleware:
@@ -94,10 +93,7 @@ def tus_router(uploads: Uploads, uploader: Callable[[Request], Uploader]) -> API
     async def patch(upload_id: str, request: Request) -> Response:
         """More bytes behind `Upload-Offset`. After the last one the upload is complete, and
         `Mentat-Ref` names the blob."""
-        try:
-            row = await _append(uploads, upload_id, uploader(request), request)
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_GONE)
+        row = await _append(uploads, upload_id, uploader(request), request)
         return Response(status_code=204, headers=state_of(row))
 
     @router.delete("/{upload_id}", status_code=204, response_class=Response)
@@ -156,9 +152,7 @@ async def _create(uploads: Uploads, who: Uploader, request: Request) -> Response
         row = await uploads.append(
             row.id, source, workspace=who.workspace, offset=0, length=_length(headers)
         )
-    except ClientDisconnect:
-        return Response(status_code=_CLIENT_GONE)
-    except MentatError:
+    except (MentatError, ClientDisconnect):
         with contextlib.suppress(NotFound):  # nobody knows its address
             await uploads.abort(row.id, workspace=who.workspace)
         raise

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import ClientDisconnect
 
 from mentatlab.gateway.digests import announced_sha256
 from mentatlab.gateway.media_headers import clean_name
@@ -22,7 +21,6 @@ PATH = "/api/v1/storage/uploads"
 SINGLE_BYTES = 4 << 20
 """Up to so many bytes an interrupted upload begins again."""
 FIRST_PARTS = 64
-_CLIENT_GONE = 499
 _ALL_MODES: tuple[Mode, ...] = ("direct", "tus", "single")
 _Digest = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$", description="in hex")]
 _CONTENT: dict[str, Any] = {
@@ -156,15 +154,12 @@ def uploads_router(
     async def put(upload_id: str, request: Request) -> Any:
         """All bytes of a `single` upload. `Content-Digest` and `Repr-Digest` are checked."""
         digest = announced_sha256(request.headers, "content-digest", "repr-digest")
-        try:
-            blob = await uploads.put(
-                upload_id,
-                request.stream(),
-                workspace=uploader(request).workspace,
-                sha256=digest or "",
-            )
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_GONE)
+        blob = await uploads.put(
+            upload_id,
+            request.stream(),
+            workspace=uploader(request).workspace,
+            sha256=digest or "",
+        )
         return uploaded(blob)
 
     @router.post("/uploads/{upload_id}/parts", response_model=PartsAnswer)
