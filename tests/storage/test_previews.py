@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -113,6 +115,31 @@ async def test_closing_ends_what_is_being_made() -> None:
             await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await asked
+
+
+async def test_closing_while_one_is_entered_leaves_no_row_without_bytes() -> None:
+    free, waiting = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        waiting.set()
+        assert free.wait(60)
+
+    async with open_memory() as storage:
+        source = await stored(storage, picture("PNG"))
+        database, jobs = storage._catalog.database, storage._catalog.database._jobs  # pyright: ignore[reportPrivateUsage]
+        held = asyncio.ensure_future(database.write(hold))
+        assert await asyncio.to_thread(waiting.wait, 60)
+        asked = asyncio.ensure_future(storage.previews.of(source, "thumb"))
+        while jobs.empty():  # its row
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(storage.previews.aclose())
+        while jobs.qsize() < 2:  # and that it is forgotten
+            await asyncio.sleep(0)
+        free.set()
+        await asyncio.gather(held, closing)
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert await storage._catalog.preview(source.id, "thumb-256.webp") is None  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("thumb", "waveform"), ("waveform", "waveform")])

@@ -146,8 +146,13 @@ class Previews:
         try:
             await self._catalog.add(preview, f"preview:{blob.id}", verified_at=now)
         except BaseException:
-            await asyncio.shield(self._store.delete(key))
+            await asyncio.shield(self._discard(ref, key))
             raise
+
+    async def _discard(self, ref: str, key: str) -> None:
+        """The row of one who was cancelled may be written all the same."""
+        await self._store.delete(key)
+        await self._catalog.forget([ref])
 
     def _refuse_failed(self, order: _Order) -> None:
         until, why = self._failed.get(order, (0.0, ""))
