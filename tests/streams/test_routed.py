@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -66,7 +67,7 @@ async def test_a_lane_is_there_again_empty_and_under_a_new_epoch(boot: Boot) -> 
 
 
 async def test_what_was_said_of_it_stands_in_its_new_start(boot: Boot) -> None:
-    said = {"codec": "opus", "timebase": "1/48000"}
+    said: dict[str, Any] = {"codec": "opus", "timebase": "1/48000"}
     async with boot(7) as log:
         wanted = msgspec.structs.replace(external(), facts=said)
         await log.open(wanted, start_draft(durability="memory", **said), now=NOW)

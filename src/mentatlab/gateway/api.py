@@ -13,6 +13,7 @@ from mentatlab.gateway.agents_routes import agents_router
 from mentatlab.gateway.asgi import AdmissionMiddleware
 from mentatlab.gateway.credentials import KeyLookup
 from mentatlab.gateway.flows_routes import flows_router
+from mentatlab.gateway.head_method import HeadMiddleware
 from mentatlab.gateway.identity import Caller, authorise, caller, scopes_of
 from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
@@ -75,6 +76,7 @@ def create_gateway(
         app.include_router(router)
     downloads = Downloads(services.storage, storage_reader, accel)
     app.include_router(download_router(downloads, admission.rules.url_keys))  # `/{ref}` comes last
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(DownloadsFirst, downloads=downloads)
     app.add_middleware(AdmissionMiddleware, admission=admission)
     app.add_middleware(TusMiddleware)
