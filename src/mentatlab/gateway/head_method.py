@@ -26,8 +26,9 @@ class HeadMiddleware:
                 await send({"type": "http.response.body"})
                 rest.reschedule(0)
 
+        rest = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as rest:
+            async with rest:
                 await self._app({**scope, "method": "GET"}, receive, send_head)
         except TimeoutError:
             if not rest.expired():
