@@ -16,7 +16,7 @@ import pytest
 from tests.support.seaweed import SeaweedProcess
 
 from mentatlab.protocol.errors import Code, Internal, NotFound
-from mentatlab.storage import StorageManager, Swept
+from mentatlab.storage import StorageManager, Swept, ownership
 from mentatlab.storage.catalog import Catalog
 from mentatlab.storage.life import side_by_side
 from mentatlab.storage.local import LocalStore
@@ -28,7 +28,7 @@ from mentatlab.storage.rebuild import Rebuilt
 from mentatlab.storage.s3 import S3Store
 from mentatlab.storage.s3_bucket import Bucket
 from mentatlab.storage.s3_login import Login
-from mentatlab.storage.upkeep import Known
+from mentatlab.storage.upkeep import Known, Upkeep
 from mentatlab.storage.uploads import NewUpload
 from mentatlab.testing.blob_store_contract import keys_of, pieces
 
@@ -232,6 +232,19 @@ async def test_a_store_that_was_there_before_its_first_catalogue_is_foreign(hous
 
 
 # --- what only some of them can
+
+
+async def test_two_who_ask_whose_a_new_store_is_are_told_the_same(tmp_path: Path) -> None:
+    catalog, store = await Catalog.open(tmp_path / "catalog.db"), MemoryStore()
+
+    class Slow(Upkeep):
+        async def is_empty(self) -> bool:
+            found = await super().is_empty()
+            assert await ownership.belongs(store, Upkeep(catalog.database))  # meanwhile
+            return found
+
+    async with contextlib.aclosing(catalog):
+        assert await ownership.belongs(store, Slow(catalog.database))
 
 
 async def test_an_object_on_its_way_in_is_no_orphan(local: House, tmp_path: Path) -> None:

@@ -66,8 +66,9 @@ async def _mark(store: BlobStore, owner: str) -> None:
 
 
 async def _is_empty(store: BlobStore) -> bool:
-    async for _ in store.list():
-        return False
+    async for info in store.list():
+        if info.key != MARKER:  # another task may be marking it just now
+            return False
     return True
 
 
