@@ -62,7 +62,7 @@ bench-storage:
 
 s3:
 	@scripts/setup.sh dev
-	@$(PY) -m mentatlab.testing.s3_server
+	@$(PY) -m scripts.s3
 
 # Needs uv; everything else works with plain pip.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
