@@ -259,6 +259,45 @@ async def test_what_the_pin_does_not_take(
     assert_nothing_stored(site)
 
 
+async def test_a_sha256_that_is_told_is_compared(site: Site) -> None:
+    right, wrong = hashlib.sha256(b"data").hexdigest(), hashlib.sha256(b"dada").hexdigest()
+
+    async def answers(told: str) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        file = {"file": ("x", b"data")}
+        for sending in (
+            site.client.post(UPLOAD, params={"sha256": told}, content=b"data"),
+            site.client.post(UPLOAD, params={"sha256": told}, files=file),
+            site.client.post(UPLOAD, data={"sha256": told}, files=file),
+        ):
+            answer = await sending
+            yield answer.status_code, answer.json()
+
+    async for status, body in answers(right.upper()):
+        assert (status, body["reference"]["ref"]["sha256"]) == (201, right)
+    async for status, body in answers("no"):
+        assert (status, "sha256" in body["reference"]["ref"]) == (201, False)
+    async for status, body in answers(wrong):
+        assert (status, body["code"]) == (400, "DIGEST_MISMATCH")
+    async for status, body in answers("abc"):
+        assert (status, body["code"]) == (400, "INVALID_REQUEST")
+
+
+async def test_the_digest_of_a_form_is_refused_instead_of_forgotten(site: Site) -> None:
+    response = await site.client.post(
+        UPLOAD, files={"file": ("x", b"data")}, headers={"Content-Digest": digest(b"data")}
+    )
+    assert (response.status_code, response.json()["code"]) == (400, "INVALID_REQUEST")
+
+
+async def test_a_wrong_method_is_told_all_that_work(site: Site) -> None:
+    for path, allowed in (
+        (f"/api/v1/storage/{await put(site, b'x')}", "DELETE, GET, HEAD"),
+        (f"/api/v1/storage/tus/up_{'0' * 26}", "DELETE, HEAD, OPTIONS, PATCH, POST"),
+    ):
+        response = await site.client.request("PUT", path)
+        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
 async def test_a_forms_type_is_checked(site: Site) -> None:
     response = await site.client.post(UPLOAD, data={"type": "number"}, files={"file": ("x", b"1")})
     assert (response.status_code, response.json()["code"]) == (400, "INVALID_REQUEST")
@@ -367,6 +406,8 @@ async def test_ranges_and_conditions(
     else:
         expected = "bytes */10" if status == 416 else None
         assert response.headers.get("content-range") == expected
+    if status == 412:
+        assert response.json()["code"] == "PRECONDITION_FAILED"
     if status == 304:
         assert response.content == b""
         assert response.headers["etag"] == etag

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from mentatlab.gateway.media_headers import safe_headers
 from mentatlab.gateway.signed_urls import Grant
 from mentatlab.gateway.zero_copy import EXTENSION
+from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.storage.port import Blob, ByteRange, Reader
 
 ACCEL_HEADER = "mentat-accel"
@@ -42,6 +43,15 @@ def headers_of(blob: Blob, grant: Grant | None, *, now: float) -> dict[str, str]
         "Cache-Control": f"{scope}, max-age={age}, immutable",
         **safe_headers(blob.mime_type, blob.filename, grant.disposition if grant else ""),
     }
+
+
+def not_what_is_meant() -> Invalid:
+    """`If-Match` does not hold."""
+    return Invalid(
+        Code.PRECONDITION_FAILED,
+        "the ETag that If-Match names is not this object's",
+        hint="HEAD tells its ETag; a reference's bytes never change",
+    )
 
 
 def by_nginx(location: str, status: int, headers: dict[str, str]) -> Response:

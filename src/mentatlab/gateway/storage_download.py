@@ -19,6 +19,7 @@ from mentatlab.gateway.storage_answers import (
     Streamed,
     by_nginx,
     headers_of,
+    not_what_is_meant,
     sends_files,
 )
 from mentatlab.gateway.storage_follow import Following
@@ -187,7 +188,9 @@ def _plan(blob: Blob, grant: Grant | None, request: Request) -> _Plan:
     conditions = conditions_of(request.headers)
     headers = headers_of(blob, grant, now=time.time())
     status, part = select(blob.size, headers["ETag"], conditions, method=method)
-    if status in (304, 412):
+    if status == 412:
+        raise not_what_is_meant()
+    if status == 304:
         return _Plan(status, headers, None, movable=False)
     span = part or ByteRange(0, blob.size)
     headers["Content-Length"] = str(span.stop - span.start)

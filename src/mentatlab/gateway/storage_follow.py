@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mentatlab.gateway.media_headers import content_type, safe_headers
 from mentatlab.gateway.ranges import conditions_of, select
+from mentatlab.gateway.storage_answers import not_what_is_meant
 from mentatlab.gateway.stream_access import first_of
 from mentatlab.protocol.errors import Gone, NotFound
 from mentatlab.storage import StorageManager
@@ -83,7 +84,7 @@ class Following(Response):
             part, growth = await self._part(growth, method, conditions_of(Headers(scope=scope)))
             headers = [(n.lower().encode(), v.encode()) for n, v in part.headers(growth).items()]
             head = {"type": "http.response.start", "status": part.status, "headers": headers}
-            if part.status in (304, 412) or method == "HEAD":
+            if part.status == 304 or method == "HEAD":
                 part = part._replace(stop=part.start)
             await self._send(send, head, self._bytes(file, part, growth))
 
@@ -120,6 +121,8 @@ class Following(Response):
         if growth.size is None:
             return _Part(200, 0, _ENDLESS), growth
         status, span = select(growth.size, "", conditions, method=method)
+        if status == 412:
+            raise not_what_is_meant()
         return _Part(status, *(span or (0, growth.size))), growth
 
     async def _bytes(self, file: FileIO, part: _Part, growth: Growth) -> AsyncIterator[bytes]:
