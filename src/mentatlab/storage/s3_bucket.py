@@ -5,7 +5,7 @@ Names are those of objects in the bucket. Errors are those of the house.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -214,7 +214,7 @@ class Bucket:
         answer = await self.http.call("POST", name, {"uploads": ""}, headers=headers)
         return _text(answer.xml, "UploadId")
 
-    async def put_part(self, name: str, upload_id: str, number: int, body: Body) -> None:
+    async def put_part(self, name: str, upload_id: str, number: int, body: Sequence[Body]) -> None:
         query = {"partNumber": str(number), "uploadId": upload_id}
         await self.http.call("PUT", name, query, body=body)
 
@@ -232,7 +232,7 @@ class Bucket:
         )
         body = f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
         headers = {"content-type": "application/xml"} | self._condition()
-        await self.http.call("POST", name, {"uploadId": upload_id}, headers=headers, body=body)
+        await self.http.call("POST", name, {"uploadId": upload_id}, headers=headers, body=[body])
 
     async def abort(self, name: str, upload_id: str) -> None:
         """Fine when it is gone."""
@@ -293,7 +293,7 @@ class Bucket:
     async def _put_probe(self, name: str) -> bool:
         """Whether it could be put, as new."""
         try:
-            await self.http.call("PUT", name, headers={"if-none-match": "*"}, body=b"")
+            await self.http.call("PUT", name, headers={"if-none-match": "*"})
         except Conflict:
             return False
         except Unavailable as error:
@@ -305,7 +305,7 @@ class Bucket:
         region = self.login.region
         told = "" if region in ("us-east-1", "auto") else _LOCATION.format(region)
         try:
-            await self.http.call("PUT", body=told.encode())
+            await self.http.call("PUT", body=[told.encode()])
         except Unavailable as error:
             raise absent if "AccessDenied" in error.message else error from error
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -48,7 +48,7 @@ class S3Http:
         query: Mapping[str, str] | None = None,
         *,
         headers: Mapping[str, str] | None = None,
-        body: Body = b"",
+        body: Sequence[Body] = (),
         tries: int | None = None,
     ) -> Answer:
         """An answer that is no success is raised as `s3_errors.refused` says."""
@@ -78,11 +78,16 @@ class S3Http:
                 more[parameter] = page.findtext(f"{{*}}{element}") or ""
 
     async def _once(
-        self, method: str, target: Target, headers: Mapping[str, str], body: Body, payload: str
+        self,
+        method: str,
+        target: Target,
+        headers: Mapping[str, str],
+        body: Sequence[Body],
+        payload: str,
     ) -> Answer:
         now = datetime.now(UTC)
         signed = self.login.signer.headers(method, target, now=now, payload=payload, extra=headers)
-        signed["content-length"] = str(len(body))
+        signed["content-length"] = str(sum(map(len, body)))
         try:
             response = await self._client.request(
                 method, target.url, headers=signed, content=_slices(body)
@@ -118,13 +123,21 @@ def _waits(count: int) -> Iterator[float]:
         yield random.uniform(0, min(_LONGEST_S, _FIRST_S * 2**n))
 
 
-async def _sha256(body: Body) -> str:
-    if len(body) <= _SLICE:
-        return hashlib.sha256(body).hexdigest()
-    return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
+async def _sha256(body: Sequence[Body]) -> str:
+    if sum(map(len, body)) <= _SLICE:
+        return _hash(body)
+    return await asyncio.to_thread(_hash, body)
 
 
-async def _slices(body: Body) -> AsyncIterator[bytes]:
+def _hash(body: Sequence[Body]) -> str:
+    hash_ = hashlib.sha256()
+    for block in body:
+        hash_.update(block)
+    return hash_.hexdigest()
+
+
+async def _slices(body: Sequence[Body]) -> AsyncIterator[bytes]:
     """So that a large body neither is copied at once nor holds up the event loop."""
-    for start in range(0, len(body), _SLICE):
-        yield bytes(memoryview(body)[start : start + _SLICE])
+    for block in body:
+        for start in range(0, len(block), _SLICE):
+            yield bytes(memoryview(block)[start : start + _SLICE])

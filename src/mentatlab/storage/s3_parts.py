@@ -11,9 +11,11 @@ from mentatlab.storage.s3_bucket import Bucket, Part
 
 MOST_PARTS = 10_000  # that S3 allows
 _IN_FLIGHT = 4
+_BLOCK = 256 << 10  # bytes: what grows piece by piece must stay small, as growing copies
 _HASHES = 1024  # 2 KB each
 
 Start = Callable[[Coroutine[None, None, None]], Awaitable[None]]
+Blocks = list[bytearray]
 
 
 class PartWriter:
@@ -38,10 +40,11 @@ class PartWriter:
         self._bucket, self._name, self._begin = bucket, name, begin
         self._part_size = part_size
         self.hash, self.hashed = hash_, offset
-        self._waiting: dict[int, bytearray] = {}  # full parts by number
+        self._waiting: dict[int, Blocks] = {}  # full parts by number
         self.upload_id = upload_id
         self.offset = offset
-        self.rest = bytearray()  # of the part that is not full
+        self._blocks: Blocks = []  # of the part that is not full
+        self.rest_size = 0  # bytes in them
 
     async def write(self, source: AsyncIterator[bytes]) -> None:
         """All of it is taken; the parts that it fills have arrived. What came before an error of
@@ -59,8 +62,12 @@ class PartWriter:
 
     def restore(self, piece: bytes) -> None:
         """Bytes that `rest` had before, and that do not fill it."""
-        self.rest += piece
-        self.offset += len(piece)
+        self._add(memoryview(piece))
+
+    @property
+    def rest(self) -> bytes:
+        """Of the part that is not full."""
+        return b"".join(self._blocks)
 
     async def flush(self) -> None:
         """All full parts have arrived."""
@@ -69,8 +76,8 @@ class PartWriter:
 
     async def finish(self) -> None:
         """All bytes have arrived, in a last and shorter part too; more may follow all the same."""
-        if self.rest:
-            self._waiting[self._number()] = self.rest
+        if self._blocks:
+            self._waiting[self._number()] = self._blocks
         await self.flush()
 
     async def digest(self) -> tuple[str, str] | None:
@@ -79,21 +86,31 @@ class PartWriter:
         `Invalid(DIGEST_MISMATCH)`.
         """
         if self.hash is not None and self.hashed < self.offset:
-            await self._update(self.rest)
+            await self._update(self._blocks)
         return None if self.hash is None else self.hash.finish()
 
     async def _take(self, piece: bytes, start: Start) -> None:
         view = memoryview(piece)
         while view:
-            room = self._part_size - len(self.rest)
-            self.rest += view[:room]
-            self.offset += min(room, len(view))
+            room = self._part_size - self.rest_size
+            self._add(view[:room])
             view = view[room:]
-            if len(self.rest) == self._part_size:
+            if self.rest_size == self._part_size:
                 number = self._number()
-                self._waiting[number], self.rest = self.rest, bytearray()
+                self._waiting[number], self._blocks, self.rest_size = self._blocks, [], 0
                 await self._update(self._waiting[number])
                 await self._send_waiting(start, number)
+
+    def _add(self, view: memoryview) -> None:
+        """No more than fits into the part."""
+        self.offset += len(view)
+        self.rest_size += len(view)
+        while view:
+            if not self._blocks or len(self._blocks[-1]) == _BLOCK:
+                self._blocks.append(bytearray())
+            room = _BLOCK - len(self._blocks[-1])
+            self._blocks[-1] += view[:room]
+            view = view[room:]
 
     async def _send_waiting(self, start: Start, *numbers: int) -> None:
         if not self._waiting:
@@ -106,13 +123,14 @@ class PartWriter:
         await self._bucket.put_part(self._name, self.upload_id, number, self._waiting[number])
         del self._waiting[number]
 
-    async def _update(self, part: bytearray) -> None:
+    async def _update(self, part: Blocks) -> None:
         """By the bytes before `offset`. Cancelled in the middle, the hash is lost, and with it the
         claim to have seen all; so it is when more comes behind what was the end once."""
         hash_, self.hash = self.hash, None
-        if hash_ is not None and self.hashed == self.offset - len(part):
-            await asyncio.to_thread(hash_.update, part)
-            self.hash, self.hashed = hash_, self.hashed + len(part)
+        size = sum(map(len, part))
+        if hash_ is not None and self.hashed == self.offset - size:
+            await asyncio.to_thread(lambda: [hash_.update(block) for block in part])
+            self.hash, self.hashed = hash_, self.hashed + size
 
     def _number(self) -> int:
         """Of the part that `rest` is."""

@@ -149,7 +149,7 @@ class S3Upload:
     # --- what does not fill a part
 
     async def _save_rest(self) -> None:
-        stop, begin = self._writer.offset, self._writer.offset - len(self._writer.rest)
+        stop, begin = self._writer.offset, self._writer.offset - self._writer.rest_size
         kept = [tail for tail in self._tails if tail[0] >= begin]
         start = kept[-1][1] if kept else begin
         if start == stop:
