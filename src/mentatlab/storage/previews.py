@@ -9,12 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from mentatlab.protocol.errors import Code, Internal, Invalid, NotFound, UnsupportedMedia
+from mentatlab.protocol.errors import Code, Invalid, NotFound, UnsupportedMedia
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.pins import PinType
 from mentatlab.storage import keys, sniff, sources
 from mentatlab.storage.catalog import Catalog
 from mentatlab.storage.port import Blob, BlobStore
+from mentatlab.storage.verified import damaged
 from mentatlab.storage.workers import Limits, MediaFailed, MediaWorkers, media_of
 
 Preview = Literal["thumb", "poster", "waveform"]
@@ -81,7 +82,7 @@ class Previews:
         if way is None:
             raise _unavailable(f"{blob.id} is {blob.mime_type}: of that there is no {preview}")
         if blob.state != "ready":
-            raise Internal(Code.REFERENCE_CORRUPT, f"the bytes of {blob.id} are damaged")
+            raise damaged(blob)
         order = _Order(blob.id, way, _rounded(size), format)
         made = await self._catalog.preview(blob.id, order.name)
         return made or await asyncio.shield(self._task(order, blob))

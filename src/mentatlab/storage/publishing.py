@@ -1,12 +1,10 @@
 """The end of an upload: published by the store, judged, probed, entered."""
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
-from blake3 import blake3
 
 from mentatlab.protocol.errors import Invalid, UnsupportedMedia
 from mentatlab.storage import sniff
@@ -15,6 +13,7 @@ from mentatlab.storage.kinds import Kind, first_kind
 from mentatlab.storage.port import Blob, BlobInfo, BlobStore, ByteRange, Upload
 from mentatlab.storage.upload_rows import UploadRow, done
 from mentatlab.storage.upload_rules import check_blake3, meta_of
+from mentatlab.storage.verified import digest
 
 
 class Enter(Protocol):
@@ -73,14 +72,7 @@ class Publishing:
         """A direct upload's blake3 is the client's word, which the scrub checks, or read back."""
         if info.blake3:
             return info
-        return msgspec.structs.replace(info, blake3=claimed or await self._hash(info.key))
-
-    async def _hash(self, key: str) -> str:
-        hash_, reader = blake3(), await self._store.get(key)
-        async with contextlib.aclosing(reader):
-            async for chunk in reader:
-                await asyncio.to_thread(hash_.update, chunk)
-        return hash_.hexdigest()
+        return msgspec.structs.replace(info, blake3=claimed or await digest(self._store, info.key))
 
     async def _kind(self, row: UploadRow, info: BlobInfo) -> Kind:
         """By the beginning, which is read back unless it has been judged while it came."""

@@ -7,8 +7,8 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from mentatlab.protocol.errors import Code, Internal
 from mentatlab.storage.port import Blob, BlobStore, ByteRange
+from mentatlab.storage.verified import damaged
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Serving:
             return None
         try:
             if os.fstat(file.fileno()).st_size != blob.size:
-                raise _damaged(blob)
+                raise damaged(blob)
             if span.stop - span.start > SMALL:
                 return Opened(file=file)
             content = os.pread(file.fileno(), span.stop - span.start, span.start)
@@ -86,9 +86,3 @@ async def _unless_cancelled(work: Callable[[], T], undo: Callable[[T], object]) 
 def _close(opened: Opened | None) -> None:
     if opened is not None and opened.file is not None:
         opened.file.close()
-
-
-def _damaged(blob: Blob) -> Internal:
-    return Internal(
-        Code.REFERENCE_CORRUPT, f"the bytes of {blob.id} are damaged", hint="upload it again"
-    )

@@ -33,7 +33,9 @@ def refuse_incomplete(size: int, announced: int | None) -> None:
 
 
 def already_complete() -> Conflict:
-    return Conflict(Code.CONFLICT, "the upload is complete; nothing can be added")
+    return Conflict(
+        Code.CONFLICT, "the upload is complete; nothing can be added", hint="begin a new one"
+    )
 
 
 def unknown_upload(upload_id: str) -> NotFound:
