@@ -3,7 +3,8 @@
 import base64
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Generator
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from starlette.datastructures import Headers
 
 from mentatlab.gateway.digests import Checksum, announced_sha256, parse_checksum, verified
 from mentatlab.gateway.tus_headers import announced_size, metadata, new_upload, number
-from mentatlab.protocol.errors import Code, Invalid
+from mentatlab.protocol.errors import Code, Invalid, OutOfSpace
 from mentatlab.protocol.pins import PinType
 
 KEYS = st.text(st.characters(codec="ascii", exclude_characters=" ,", min_codepoint=33), min_size=1)
@@ -129,3 +130,22 @@ async def test_a_body_that_breaks_off_is_not_let_through() -> None:
 
     with pytest.raises(ConnectionError):
         await anext(verified(broken(), Checksum("sha1", hashlib.sha1(b"12").digest())))
+
+
+@contextlib.contextmanager
+def _files_of_at_most(size: int) -> Generator[None]:
+    """Stands for the disk's end: the kernel writes a part, then refuses."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_body_for_which_the_disk_has_no_room() -> None:
+    data = bytes(6 << 20)
+    right = Checksum("sha1", hashlib.sha1(data).digest())
+    with _files_of_at_most(5 << 20), pytest.raises(OutOfSpace) as error:
+        await anext(verified(_pieces(data), right))
+    assert error.value.code is Code.DISK_FULL

@@ -5,6 +5,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from blake3 import blake3
 from starlette.datastructures import Headers
 
 from mentatlab.protocol.errors import Code, Invalid
+from mentatlab.storage.local import disk
 from mentatlab.storage.pump import pump
 
 ALGORITHMS: dict[str, Callable[[], Any]] = {
@@ -64,15 +66,16 @@ def parse_checksum(text: str) -> Checksum:
 
 async def verified(source: AsyncIterator[bytes], checksum: Checksum) -> AsyncIterator[bytes]:
     """All of `source`, from a temporary file, once its digest is known to be right;
-    `Invalid(UPLOAD_CHECKSUM_MISMATCH)` before the first byte otherwise."""
+    `Invalid(UPLOAD_CHECKSUM_MISMATCH)` before the first byte otherwise, `OutOfSpace(DISK_FULL)`."""
     hash_ = ALGORITHMS[checksum.algorithm]()
     loop = asyncio.get_running_loop()
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile(buffering=0) as file:
 
+        @disk.translated
         def take(batch: list[bytes]) -> None:
             for piece in batch:
                 hash_.update(piece)
-            file.writelines(batch)
+            disk.append(file.fileno(), batch, file.seek(0, os.SEEK_END))
 
         last = await pump(source, lambda batch: loop.run_in_executor(None, take, batch))
         await asyncio.to_thread(take, last)
