@@ -14,7 +14,8 @@ from mentatlab.storage.catalog import Catalog
 from mentatlab.storage.memory import MemoryStore
 from mentatlab.storage.port import Blob, ByteRange, Reader
 from mentatlab.storage.probe import Prober
-from mentatlab.storage.scrub import PERIOD_S, Pace
+from mentatlab.storage.scrub import PERIOD_S, Pace, Scrub
+from mentatlab.storage.upkeep import Upkeep
 from mentatlab.testing.blob_store_contract import pieces
 
 BIG = bytes(range(256)) * 12_000  # three chunks
@@ -267,3 +268,18 @@ def test_a_pace_is_kept_on_average() -> None:
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(work()) == pytest.approx(4.0)
+
+
+async def test_a_pass_that_cannot_begin_is_not_under_way_for_ever(tmp_path: Path) -> None:
+    catalog = await Catalog.open(tmp_path / "catalog.db")
+    scrub = Scrub(MemoryStore(), Upkeep(catalog.database), _nobody, clock=Clock())
+    await catalog.aclose()
+    for _ in range(2):
+        assert scrub.ask().running
+        with pytest.raises(RuntimeError):
+            await scrub.check_all()
+        assert not scrub.report.running
+
+
+async def _nobody(blob: Blob, how: str) -> None:
+    raise AssertionError(f"{blob.id}: {how}")

@@ -123,9 +123,10 @@ class Scrub:
 
     async def check_all(self) -> Report:
         """At full speed; `report` tells how far it is."""
-        holdings, now = await self._upkeep.holdings(), self._clock()
-        self.report = Report(running=True, total=holdings.count, started_at=now)
+        now = self._clock()
+        self.report = Report(running=True, started_at=now)
         try:
+            self.report.total = (await self._upkeep.holdings()).count
             async for blob in self._everything(now):
                 self._count(blob, await self.check(blob, Pace()))
         finally:
