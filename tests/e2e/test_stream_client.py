@@ -27,13 +27,13 @@ from mentatlab.protocol.errors import (
 )
 from mentatlab.protocol.records import StreamChunk
 from mentatlab.protocol.tokens import Claims, mint
+from mentatlab.sdk import backoff
 from mentatlab.sdk.client import AsyncClient, Gap, StreamFailed, TruncatedStream
 from mentatlab.sdk.streaming import (
     MediaChunk,
     Publisher,
     StreamConnection,
     Subscription,
-    endings,
 )
 
 RECORDS = 10_000
@@ -49,8 +49,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reconnect without a wait worth mentioning."""
-    monkeypatch.setattr(endings, "_BASE_S", 0.01)
-    monkeypatch.setattr(endings, "_CAP_S", 0.05)
+    monkeypatch.setattr(backoff, "_BASE_S", 0.01)
+    monkeypatch.setattr(backoff, "_CAP_S", 0.05)
 
 
 def value_of(record: StreamChunk) -> Any:
@@ -308,6 +308,45 @@ async def test_a_server_that_comes_back_is_nothing_to_the_application(
                 got += [value_of(record) async for record in records]
                 await publishing
     assert got == values
+
+
+async def test_a_stream_in_memory_begins_anew_after_a_restart_and_says_so(
+    tmp_path: Path, at_once: None
+) -> None:
+    resets: list[int] = []
+    with up(tmp_path / "home") as first:
+        port = first.url.rpartition(":")[2]
+        async with AsyncClient(first.url) as client, client.connect_streams() as streams:
+            live, whole = [
+                (await client.open_stream("me", pin, durability="memory"))["stream_id"]
+                for pin in ("live", "whole")
+            ]
+            async with (
+                streams.publisher(live, on_reset=resets.append) as out,
+                streams.publisher(whole, end=False) as strict,
+            ):
+                for value in ("a", "b"):
+                    await out.send(value)
+                    await strict.send(value)
+                await out.flush()
+                await strict.flush()
+                records = streams.subscribe(live)
+                assert [value_of(await anext(records)) for _ in range(2)] == ["a", "b"]
+                await asyncio.to_thread(first.stop, signal.SIGKILL)
+                with up(tmp_path / "home", "--port", port):
+                    await out.send("c")
+                    await out.send_bytes(b"d")
+                    await out.end()
+                    assert (resets, out.already, out.acknowledged) == ([2], 0, 3)
+                    gap, *rest = [element async for element in records]
+                    assert isinstance(gap, Gap)
+                    assert [value_of(each) for each in rest] == ["c", b"d"]
+                    with pytest.raises(Conflict) as lost:
+                        await strict.flush()
+                        await strict.send("c")
+                        await strict.flush()
+                    assert lost.value.code is Code.STREAM_LOST
+                    strict.close()
 
 
 async def test_a_reader_can_make_the_publisher_wait(server: Up) -> None:

@@ -51,6 +51,7 @@ class Outlet:
             lane=self.lane,
             producer_seq=seq,
             sequence=sequence,
+            epoch=lane.epoch,
             max_bytes=self._granted,
             durable=lane.durability == "commit",
         )

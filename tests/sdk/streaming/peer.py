@@ -125,7 +125,11 @@ class Connection:
                 self._producer = message["producer"]["id"]
                 known = self._log.known.get(self._producer, 0)
                 self._say(
-                    "publishing", lane=PUBLISHING_LANE, producer_seq=known, max_bytes=self._window
+                    "publishing",
+                    lane=PUBLISHING_LANE,
+                    producer_seq=known,
+                    epoch=self._log.epoch,
+                    max_bytes=self._window,
                 )
             case "stream_data" | "stream_end" | "stream_error":
                 seq = message.pop("producer_seq")

@@ -4,6 +4,7 @@ out of order, on either side."""
 import contextlib
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,10 +44,16 @@ def values(elements: list[Any]) -> list[Any]:
 class World:
     """A publisher and a subscriber of one stream on one conversation, and the network between."""
 
-    def __init__(self, *, window: int = 1000, ring_credit: int = 500) -> None:
+    def __init__(
+        self,
+        *,
+        window: int = 1000,
+        ring_credit: int = 500,
+        on_reset: Callable[[int], None] | None = None,
+    ) -> None:
         self.log, self.conversation = Log(), Conversation()
         self.reading = Reading(STREAM, from_="start", window=window)
-        self.publication = Publication(STREAM, "me", 0)
+        self.publication = Publication(STREAM, "me", 0, on_reset=on_reset)
         self.conversation.add_reading(self.reading)
         self.conversation.add_publication(self.publication)
         self._ring_credit = ring_credit
@@ -61,6 +68,14 @@ class World:
     def cut(self) -> None:
         self.connection.cut()
         self.connect()
+
+    def begin_anew(self) -> None:
+        """The server has lost the stream."""
+        self.conversation.remove_reading(self.reading)
+        self.connection.cut()
+        self.log = Log(epoch=2)
+        self.connect()
+        self.settle()
 
     def take(self) -> bool:
         """The application takes one element, when there is one."""
@@ -212,7 +227,8 @@ def test_a_producer_that_comes_back_goes_on_where_the_log_stands() -> None:
 
 
 def test_what_the_log_has_lost_is_an_error() -> None:
-    world = World()
+    resets: list[int] = []
+    world = World(on_reset=resets.append)  # the epoch is the same
     world.settle()
     world.publish(1)
     world.settle()
@@ -221,6 +237,39 @@ def test_what_the_log_has_lost_is_an_error() -> None:
     world.settle()
     assert world.publication.error is not None
     assert world.publication.error.code is Code.STREAM_LOST
+    assert resets == []
+
+
+def test_a_stream_that_has_begun_anew_is_an_error_for_who_does_not_ask_for_resets() -> None:
+    world = World()
+    world.settle()
+    world.publish(1)
+    world.settle()
+    world.begin_anew()
+    assert world.publication.error is not None
+    assert world.publication.error.code is Code.STREAM_LOST
+    assert world.log.data == []
+
+
+@pytest.mark.parametrize("more", [[], [3, b"four"]])
+def test_in_a_stream_that_has_begun_anew_a_publisher_goes_on(more: list[Any]) -> None:
+    resets: list[int] = []
+    world = World(on_reset=resets.append)
+    world.settle()
+    for value in (1, b"two"):
+        world.publish(value)
+    world.settle()
+    for value in more:  # not acknowledged when the server goes
+        world.publish(value)
+    world.begin_anew()
+    assert (resets, world.log.data, world.publication.acknowledged) == ([2], more, len(more))
+    world.publish(5)
+    world.cut()
+    world.end()
+    world.settle()
+    assert (resets, world.log.data) == ([2], [*more, 5])
+    assert world.publication.complete
+    assert world.publication.statistics().bytes == 0
 
 
 def test_two_under_one_name_are_an_error() -> None:

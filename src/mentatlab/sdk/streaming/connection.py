@@ -32,7 +32,7 @@ from mentatlab.sdk.answers import error_of
 from mentatlab.sdk.backoff import Backoff
 from mentatlab.sdk.streaming.conversation import Conversation, Interrupted
 from mentatlab.sdk.streaming.endings import error_of_close
-from mentatlab.sdk.streaming.publication import Publication
+from mentatlab.sdk.streaming.publication import OnReset, Publication
 from mentatlab.sdk.streaming.publisher import Publisher
 from mentatlab.sdk.streaming.reading import WINDOW, Policy
 from mentatlab.sdk.streaming.subscription import Subscription
@@ -125,16 +125,26 @@ class StreamConnection:
         )
 
     def publisher(
-        self, stream_id: str, *, id: str | None = None, epoch: int = 0, end: bool = True
+        self,
+        stream_id: str,
+        *,
+        id: str | None = None,
+        epoch: int = 0,
+        end: bool = True,
+        on_reset: OnReset | None = None,
     ) -> Publisher:
         """Publishes to a stream of one's own (`AsyncClient.open_stream`), each record once.
 
         `id` names the producer: a program that comes back under the same one goes on where the log
         stands (`Publisher.already`). Without one it is new each time. A higher `epoch` takes over
         and fences out the older one. `end`: the stream ends with the publisher.
+
+        A stream that is not `commit` is empty after the server's restart, under a new epoch. Then
+        the publisher raises `Conflict(STREAM_LOST)`, or with `on_reset` (told how many acknowledged
+        records are gone) it goes on with those that were not acknowledged: for what is live.
         """
         self._check_open()
-        publication = Publication(stream_id, id or new_id("pr"), epoch)
+        publication = Publication(stream_id, id or new_id("pr"), epoch, on_reset=on_reset)
         return Publisher(self._conversation, self._news.set, publication, end=end)
 
     # ------------------------------------------------------------------ how it is done

@@ -41,13 +41,16 @@ class Subscribed(_Control, tag="subscribed"):
 
 
 class Publishing(_Control, tag="publishing"):
-    """`producer_seq`: what the log has of this producer; `sequence`: its place in the stream."""
+    """`producer_seq`: what the log has of this producer; `sequence`: its place in the stream, whose
+    epoch is another one when the stream has begun anew.
+    """
 
     id: str
     lane: int
     max_bytes: int
     producer_seq: int = 0
     sequence: int = 0
+    epoch: int = 0
 
 
 class Published(_Control, tag="published"):

@@ -3,7 +3,9 @@ cut. Pure.
 
     announce() → publishing → add() → next() … → published, credit → connection lost → announce()
 
-The server's answer to `announce` says what it has; what it lacks is sent again from the ring.
+The server's answer to `announce` says what it has; what it lacks is sent again from the ring. When
+the stream has begun anew under another epoch (one that is not `commit`, after the server's restart)
+what was acknowledged is gone: an error, or with `on_reset` the ring is numbered anew from 1.
 """
 
 from collections import deque
@@ -21,8 +23,11 @@ RING_RECORDS = 256
 RING_BYTES = 1 << 20
 
 Message = dict[str, Any]
+OnReset = Callable[[int], None]
+"""Told how many acknowledged records are gone; what follows is a new beginning."""
 
 _encode = msgspec.json.Encoder().encode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class _Unacknowledged(NamedTuple):
@@ -48,8 +53,12 @@ class PublisherStatistics(NamedTuple):
 class Publication:
     """`wake` is called when there is room, an acknowledgement, or an `error`."""
 
-    def __init__(self, id_: str, producer: str, epoch: int) -> None:
+    def __init__(
+        self, id_: str, producer: str, epoch: int, *, on_reset: OnReset | None = None
+    ) -> None:
         self.id, self._producer, self._epoch = id_, producer, epoch
+        self._on_reset = on_reset
+        self._of_stream = 0  # the stream's epoch
         self.wake: Callable[[], None] = _nobody
         self._ring: deque[_Unacknowledged] = deque()
         self._bytes = self._sent = 0  # of the ring; how many of it were sent on this connection
@@ -130,11 +139,25 @@ class Publication:
         if self.already is None:
             self.already = self._last = self.acknowledged = told.producer_seq
         elif told.producer_seq < self.acknowledged:
-            self.failed(_lost(self.id, self.acknowledged, told.producer_seq))
+            if self._on_reset is None or told.epoch == self._of_stream or told.producer_seq:
+                self.failed(_lost(self.id, self.acknowledged, told.producer_seq))
+            else:
+                self._begin_anew(self._on_reset)
         elif told.producer_seq > self._last:
             self.failed(_taken_over(self._producer))
+        self._of_stream = told.epoch
         self.published(told.producer_seq)
         self._lane, self._credit, self._live = told.lane, told.max_bytes, self.error is None
+
+    def _begin_anew(self, on_reset: OnReset) -> None:
+        gone, self.acknowledged, self.already = self.acknowledged, 0, 0
+        self._ring = deque(
+            each._replace(seq=seq, data=_numbered(each.data, seq))
+            for seq, each in enumerate(self._ring, 1)
+        )
+        self._last = len(self._ring)
+        self._bytes = sum(len(each.data) for each in self._ring)
+        on_reset(gone)
 
     def published(self, producer_seq: int) -> None:
         """Everything up to there is in the log."""
@@ -178,11 +201,19 @@ def payload_of(payload: Message) -> bytes:
     return encoded
 
 
+def _numbered(data: bytes | bytearray, seq: int) -> bytes | bytearray:
+    """The encoded record under another number."""
+    if isinstance(data, bytearray):
+        return bytearray(data[:8]) + seq.to_bytes(8, "big") + data[16:]
+    return _encode({**_members(data), "producer_seq": seq})
+
+
 def _lost(stream_id: str, acknowledged: int, there: int) -> Conflict:
     return Conflict(
         Code.STREAM_LOST,
         f"{stream_id} had {acknowledged} records of this producer, now it has {there}",
-        hint="what is not `commit` ends with the server: open a new stream and begin again",
+        hint="what is not `commit` ends with the server: begin again with a new publisher, or give "
+        "this one `on_reset` to go on with what comes",
     )
 
 
