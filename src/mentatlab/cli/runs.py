@@ -11,8 +11,6 @@ from mentatlab.cli.output import asynchronous, emit, emit_line, json_option, tab
 from mentatlab.cli.progress import describe_event
 from mentatlab.cli.results import compact
 
-END_STATES = ("succeeded", "partial", "failed", "cancelled")
-
 
 @click.group(short_help="List, show, watch, cancel and delete runs.")
 def runs() -> None:
