@@ -1,5 +1,6 @@
 """The whole server on a bucket whose server dies, comes back, or was never there."""
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -48,6 +49,15 @@ async def patch(client: httpx2.AsyncClient, url: str, at: int, data: bytes) -> h
     return await client.patch(url, content=data, headers=headers)
 
 
+async def offset_when_back(client: httpx2.AsyncClient, url: str) -> int:
+    """A SeaweedFS that has just started may not know its volumes yet; then a client tries again."""
+    async with asyncio.timeout(60):
+        while (told := await client.head(url, headers=TUS)).status_code == 503:
+            await asyncio.sleep(0.1)
+    assert told.status_code == 200, (told.status_code, told.headers)
+    return int(told.headers["Upload-Offset"])
+
+
 async def test_an_upload_goes_on_when_the_bucket_is_back(
     settings: app.Settings, mortal: SeaweedProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +77,7 @@ async def test_an_upload_goes_on_when_the_bucket_is_back(
         assert (await client.get("/healthz")).status_code == 200
         mortal.start()
         assert (await client.get("/readyz")).status_code == 200
-        offset = int((await client.head(url, headers=TUS)).headers["Upload-Offset"])
+        offset = await offset_when_back(client, url)
         assert 21 * MB <= offset < len(data)
         assert (await patch(client, url, offset, data[offset : 30 * MB])).status_code == 204
     async with served(settings) as (_, client):
