@@ -342,9 +342,7 @@ async def test_a_stream_in_memory_begins_anew_after_a_restart_and_says_so(
                     assert isinstance(gap, Gap)
                     assert [value_of(each) for each in rest] == ["c", b"d"]
                     with pytest.raises(Conflict) as lost:
-                        await strict.flush()
-                        await strict.send("c")
-                        await strict.flush()
+                        await strict.end()
                     assert lost.value.code is Code.STREAM_LOST
                     strict.close()
 

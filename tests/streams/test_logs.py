@@ -6,12 +6,49 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from mentatlab.protocol.errors import Code, Conflict, OutOfSpace
+from mentatlab.protocol.errors import Code, Conflict, Fenced, OutOfSpace
 from mentatlab.protocol.records import Producer, data_draft, end_draft, start_draft
 from mentatlab.streams import MemoryStreamLog, StreamLog
 from mentatlab.streams.routed import RoutedLog
 from mentatlab.streams.sqlite import open_sqlite
 from mentatlab.testing.stream_log_contract import NOW, StreamLogContract, append, lane, opened
+
+
+@pytest.mark.parametrize("external", [True, False])
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_clients_lane_forgets_who_published_longest_ago(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, external: bool
+) -> None:
+    monkeypatch.setattr(f"mentatlab.streams.{'rows' if kind == 'sqlite' else kind}.PRODUCERS", 4)
+    log = MemoryStreamLog() if kind == "memory" else await open_sqlite(tmp_path / "s.db")
+    stream_id = await opened(log, structs.replace(lane(), external=external))
+
+    async def publish(name: str, seq: int = 1, epoch: int = 0) -> None:
+        producer = Producer(id=name, epoch=epoch, seq=seq)
+        await append(log, stream_id, data_draft(name), producer=producer)
+
+    async def known(names: str) -> str:
+        return "".join([name for name in names if await log.producer(stream_id, name)])
+
+    await publish("a")  # its server gave it up
+    await log.fence(stream_id, "a")
+    await publish("b", epoch=1)  # has taken over from another
+    for name in "cd":
+        await publish(name)
+    await publish("c", seq=2)
+    assert await known("abcd") == "abcd"
+    await publish("e")
+    await publish("f")
+    assert await known("abcdef") == ("abef" if external else "abcdef")
+    for name in "ab":
+        with pytest.raises(Fenced):
+            await publish(name, seq=2)
+    await publish("e", epoch=1)
+    await publish("f", epoch=1)
+    await publish("g")  # a newcomer is not sent away, and who is fenced out goes last
+    await publish("g", seq=2)
+    assert await known("abefg") == ("befg" if external else "abefg")
+    await log.aclose()
 
 
 class TestMemory(StreamLogContract):

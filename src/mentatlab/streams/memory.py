@@ -12,6 +12,7 @@ from mentatlab.protocol.records import Draft, Producer
 from mentatlab.streams import lanes
 from mentatlab.streams.lanes import Step
 from mentatlab.streams.port import (
+    PRODUCERS,
     READ_BYTES,
     READ_RECORDS,
     Appended,
@@ -52,6 +53,12 @@ class _Stored:
 
     def measure(self, first: int, last: int) -> int:
         return sum(entry.size for entry in self.entries if first <= entry.sequence <= last)
+
+    def remember(self, producer_id: str, known: Known) -> None:
+        others = self.producers
+        if self.lane.external and producer_id not in others and len(others) >= PRODUCERS:
+            del others[min(others, key=lambda each: others[each].age)]
+        others[producer_id] = known
 
     def after(self, sequence: int) -> int:
         """The index of the first entry that follows."""
@@ -159,7 +166,7 @@ class MemoryStreamLog:
             self._store(stored, step)
             self._squeeze()
         if producer is not None and step.known is not None:
-            stored.producers[producer.id] = step.known
+            stored.remember(producer.id, step.known)
         return step.answer(producer, len(drafts))
 
     def _store(self, stored: _Stored, step: Step) -> None:

@@ -24,6 +24,9 @@ from mentatlab.protocol.records import (
 
 LaneState = Literal["open", "ended", "errored", "expired"]
 
+PRODUCERS = 1024
+"""That a client's lane remembers; a node's lane has no more than the node has items."""
+
 READ_RECORDS = 256
 READ_BYTES = 256 * 1024
 
@@ -171,6 +174,12 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     seq: int
     places: tuple[tuple[int, int, int], ...] = ()
 
+    @property
+    def age(self) -> tuple[bool, int]:
+        """Who is forgotten first has the lowest: who appended longest ago, but later those whose
+        epoch was raised, since that fences somebody out."""
+        return self.epoch > 0, self.places[-1][1] if self.places else 0
+
     def sequence_of(self, seq: int) -> int:
         """The lane's sequence of the producer's; 0 = not known any more."""
         for first, sequence, count in reversed(self.places):
@@ -186,6 +195,8 @@ class StreamLog(Protocol):
     `Conflict(STREAM_GAP_IN_PRODUCER)` with `details={"expected": n}`; an unknown lane or run is
     `NotFound(STREAM_UNKNOWN)`. The rules themselves are `lanes.append`. Times are Unix seconds.
 
+    Of the producers of an external lane the log need not know more than `PRODUCERS`: a new one takes
+    the place of that with the lowest `Known.age`.
     A lane's retention is kept by the append that exceeds it. Of an expired lane nothing can be
     read or appended (`Gone(STREAM_EXPIRED)`), but `get` still tells it.
     """

@@ -10,7 +10,17 @@ import msgspec
 from mentatlab.protocol.errors import Code, Conflict, Gone
 from mentatlab.protocol.records import Draft, Producer, RecordType
 from mentatlab.streams import lanes
-from mentatlab.streams.port import Appended, Entry, Known, Lane, Run, due_at, find_place, unknown
+from mentatlab.streams.port import (
+    PRODUCERS,
+    Appended,
+    Entry,
+    Known,
+    Lane,
+    Run,
+    due_at,
+    find_place,
+    unknown,
+)
 from mentatlab.streams.sealed import Order, Part
 from mentatlab.streams.segments import Place, SegmentFiles
 
@@ -175,6 +185,16 @@ def save_producer(connection: sqlite3.Connection, lane: int, id_: str, known: Kn
     )
 
 
+def make_room_for_producer(connection: sqlite3.Connection, lane: int) -> None:
+    """In the order of `Known.age`."""
+    connection.execute(
+        "DELETE FROM producers WHERE lane = :lane AND producer IN ("
+        "SELECT producer FROM producers WHERE lane = :lane"
+        " ORDER BY epoch > 0 DESC, json_extract(places, '$[#-1][1]') DESC LIMIT -1 OFFSET :most)",
+        {"lane": lane, "most": PRODUCERS - 1},
+    )
+
+
 def fence(connection: sqlite3.Connection, stream_id: str, producer_id: str) -> Known | None:
     id_ = find(connection, stream_id).id
     if (known := producer(connection, id_, producer_id)) is None:
@@ -202,19 +222,20 @@ class Append:
 
     def carry_out(self, drafts: Sequence[Draft], now: float) -> tuple[Appended, Lane]:
         """The answer, and the lane afterwards."""
+        known = self._known()
         step = lanes.append(
             self._lane,
             drafts,
             now=now,
             measure=self._measure,
             producer=self._producer,
-            known=self._known(),
+            known=known,
             rseq=self._run_head(),
         )
-        lane = self._store(step) if step.entries else self._lane
+        lane = self._store(step, known) if step.entries else self._lane
         return step.answer(self._producer, len(drafts)), lane
 
-    def _store(self, step: lanes.Step) -> Lane:
+    def _store(self, step: lanes.Step, before: Known | None) -> Lane:
         self._connection.executemany(
             "INSERT INTO records (run, lane, sequence, rseq, type, size, time_ms, json, frame,"
             " file, file_offset, file_length, file_crc)"
@@ -228,6 +249,8 @@ class Append:
         if (rseq := step.entries[-1].rseq) is not None:
             self._connection.execute("UPDATE runs SET head = ? WHERE id = ?", (rseq, self._run))
         if self._producer is not None and step.known is not None:
+            if lane.external and before is None:
+                make_room_for_producer(self._connection, self._id)
             save_producer(self._connection, self._id, self._producer.id, step.known)
         return lane
 
