@@ -195,9 +195,8 @@ class StreamLog(Protocol):
     `Conflict(STREAM_GAP_IN_PRODUCER)` with `details={"expected": n}`; an unknown lane or run is
     `NotFound(STREAM_UNKNOWN)`. The rules themselves are `lanes.append`. Times are Unix seconds.
 
-    Of the producers of an external lane the log need not know more than `PRODUCERS`: a new one takes
-    the place of that with the lowest `Known.age`.
-    A lane's retention is kept by the append that exceeds it. Of an expired lane nothing can be
+    Of an external lane's producers the log need not know more than `PRODUCERS`: a new one takes the
+    place of that with the lowest `Known.age`. A lane's retention is kept by the append that exceeds it. Of an expired lane nothing can be
     read or appended (`Gone(STREAM_EXPIRED)`), but `get` still tells it.
     """
 

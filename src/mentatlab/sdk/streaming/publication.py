@@ -58,7 +58,7 @@ class Publication:
     ) -> None:
         self.id, self._producer, self._epoch = id_, producer, epoch
         self._on_reset = on_reset
-        self._of_stream = 0  # the stream's epoch
+        self._of_stream: int = 0  # the stream's epoch
         self.wake: Callable[[], None] = _nobody
         self._ring: deque[_Unacknowledged] = deque()
         self._bytes = self._sent = 0  # of the ring; how many of it were sent on this connection
