@@ -196,8 +196,9 @@ class StreamLog(Protocol):
     `NotFound(STREAM_UNKNOWN)`. The rules themselves are `lanes.append`. Times are Unix seconds.
 
     Of an external lane's producers the log need not know more than `PRODUCERS`: a new one takes the
-    place of that with the lowest `Known.age`. A lane's retention is kept by the append that exceeds it. Of an expired lane nothing can be
-    read or appended (`Gone(STREAM_EXPIRED)`), but `get` still tells it.
+    place of that with the lowest `Known.age`. A lane's retention is kept by the append that exceeds
+    it. Of an expired lane nothing can be read or appended (`Gone(STREAM_EXPIRED)`), but `get` still
+    tells it.
     """
 
     async def create(self, lane: Lane) -> Lane:
