@@ -73,7 +73,7 @@ lock:
 
 schemas:
 	@scripts/setup.sh dev
-	@$(PY) -m mentatlab.gateway.openapi > schemas/openapi.json
+	@.venv/bin/mentatlab openapi > schemas/openapi.json
 
 clean:
 	rm -rf .venv out dist build .pytest_cache .ruff_cache .coverage*
