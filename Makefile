@@ -26,7 +26,7 @@ test:
 
 test-slow:
 	@scripts/setup.sh dev
-	@$(PY) -m pytest -m slow
+	@$(PY) -m pytest -n 2 --dist loadfile -m slow
 
 check:
 	@scripts/setup.sh dev

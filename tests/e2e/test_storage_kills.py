@@ -1,5 +1,9 @@
-"""A server that is killed before every step that an upload takes on the disk: what it acknowledged
-is there, nothing partial can be read, uploads go on, and one sweep leaves nothing behind."""
+"""A server that is killed before the steps that an upload takes on the disk: what it acknowledged
+is there, nothing partial can be read, uploads go on, and one sweep leaves nothing behind.
+
+A whole server for every second step; tests/integration/test_storage_kills.py takes each one of
+them, in a process that starts in no time.
+"""
 
 import os
 import signal
@@ -26,8 +30,8 @@ TUS = {"Tus-Resumable": "1.0.0"}
 DAYS = 2 * 86_400
 
 STRIDES = [
-    pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
-    pytest.param(7, marks=pytest.mark.timeout(400)),
+    pytest.param(2, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    pytest.param(11, marks=pytest.mark.timeout(400)),
 ]
 
 
