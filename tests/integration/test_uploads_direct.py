@@ -2,11 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from tests.support.seaweed import SeaweedProcess
 from tests.support.three_stores import server_on
@@ -14,6 +15,7 @@ from tests.support.three_stores import server_on
 from mentatlab.protocol.errors import Code, MentatError
 from mentatlab.sdk import backoff
 from mentatlab.sdk.client import AsyncClient
+from mentatlab.sdk.uploading import Answer
 
 MB = 1 << 20
 PART = 16 * MB
@@ -186,3 +188,41 @@ async def test_a_store_that_ends_and_comes_back(
             await assert_stored(client, answer["ref"])
     finally:
         weed.kill()
+
+
+class Overtaken(httpx2.AsyncHTTPTransport):
+    """Before parts are signed, another client completes the upload."""
+
+    def __init__(self, overtake: Callable[[], Awaitable[Answer]]) -> None:
+        super().__init__()
+        self._overtake = overtake
+        self.others: list[Answer] = []
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/parts"):
+            self.others.append(await self._overtake())
+        return await super().handle_async_request(request)
+
+
+async def test_another_client_completes_it_meanwhile(
+    seaweed: SeaweedProcess, file: Path, tmp_path: Path
+) -> None:
+    """Who still believes that parts are missing gets what the other one got."""
+    ids: list[str] = []
+    async with (
+        server_on("s3", tmp_path / "home", lambda: seaweed) as server,
+        AsyncClient(server.url, key=server.key) as client,
+    ):
+        begun = asyncio.Event()
+
+        def note(upload_id: str) -> None:
+            ids.append(upload_id)
+            begun.set()
+
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(client.upload(file, started=note))
+            await begun.wait()
+            first.cancel()
+        late = Overtaken(lambda: client.upload(file, resume=ids[0]))
+        async with AsyncClient(server.url, key=server.key, transport=late) as second:
+            assert [await second.upload(file, resume=ids[0])] == late.others

@@ -116,6 +116,10 @@ class Uploader:
 
     async def _recover(self, upload: Upload, error: MentatError) -> Upload:
         """Where to go on; raises what no patience can mend."""
+        if error.code is Code.CONFLICT:  # another client completed it, or chose another way
+            now = await self._state(upload.upload_id)
+            if (now.mode, now.state) != (upload.mode, upload.state):
+                return now
         while True:
             await self._pause(error)
             try:
