@@ -60,6 +60,7 @@ class Told:
         assert HUGE not in self.sent[:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 async def test_200_mb_over_a_line_that_cuts(
     store: StoreName, tmp_path: Path, huge: Path, request: pytest.FixtureRequest
@@ -81,6 +82,7 @@ async def test_200_mb_over_a_line_that_cuts(
     copied.check()
 
 
+@pytest.mark.slow
 async def test_200_mb_straight_to_a_bucket_over_a_line_that_cuts(
     seaweed: SeaweedProcess, tmp_path: Path, huge: Path
 ) -> None:
