@@ -28,7 +28,7 @@ from mentatlab.storage.s3_http import Login
 from mentatlab.testing.blob_store_contract import pieces, read
 
 T = TypeVar("T")
-KEYS = st.sampled_from(["a", "a/b", "a.b", "ws/_uploads/ü.png", "ws/x", "~"])
+KEYS = st.runner().flatmap(lambda machine: st.sampled_from(machine.keys))
 SIZES = st.sampled_from([0, 1, 1000, 70_000, 300_000, 5 << 20, 9 << 20])
 SEEDS = st.integers(0, 255)
 
@@ -56,6 +56,7 @@ class StoreMachine(RuleBasedStateMachine):
     """`FILES`: a key may not lead through another one, as on a disk."""
 
     FILES: ClassVar[bool] = False
+    keys: ClassVar[list[str]] = ["a", "a/b", "a.b", "ws/_uploads/ü.png", "ws/x", "~"]
 
     async def opened(self) -> BlobStore:
         raise NotImplementedError
@@ -313,6 +314,10 @@ class LocalMachine(StoreMachine):
 
 
 class S3Machine(StoreMachine):
+    """No key leads through another. S3 servers differ in whether they bear that; with this one an
+    emptied folder stands in the way until it is swept, at some moment of its own."""
+
+    keys = ["a", "b/c", "a.b", "ws/_uploads/ü.png", "ws/x", "~"]
     seaweed: ClassVar[SeaweedProcess]
 
     async def opened(self) -> BlobStore:
