@@ -7,8 +7,10 @@ import pytest
 
 from mentatlab.flows.plan import Plan, PlanEdge, PlanNode, RetryPolicy, Timeouts
 from mentatlab.protocol.pins import Pin, PinType
+from mentatlab.runs import commands as cmd
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
+from mentatlab.runs import signals as sg
 from mentatlab.runs.decide import decide
 from mentatlab.runs.events import Fault
 from mentatlab.runs.lanes import Standing, stream_id
@@ -47,10 +49,10 @@ def plan(*nodes: PlanNode, **more: Any) -> Plan:
 def begun(p: Plan, at: float = 0.0) -> RunState:
     created = ev.RunCreated(at=at, flow_id="f", digest="d")
     state = apply(initial(tuple(n.id for n in p.nodes)), created)
-    return decide(p, state, d.Begin(at=at)).state
+    return decide(p, state, sg.Begin(at=at)).state
 
 
-def told(p: Plan, state: RunState, *signals: d.Signal) -> d.Decision:
+def told(p: Plan, state: RunState, *signals: sg.Signal) -> d.Decision:
     """The last signal's decision, after all before it."""
     decision = d.Decision(state, (), ())
     for signal in signals:
@@ -58,14 +60,14 @@ def told(p: Plan, state: RunState, *signals: d.Signal) -> d.Decision:
     return decision
 
 
-def failed(kind: Any, **more: Any) -> d.AttemptEnded:
+def failed(kind: Any, **more: Any) -> sg.AttemptEnded:
     values: dict[str, Any] = {"at": 100.0, "node": "a", "attempt": 1, "jitter": 0.5}
     error = Fault(more.pop("code", "AGENT_ERROR"), "no", kind=kind)
-    return d.AttemptEnded(error=error, **{**values, **more})
+    return sg.AttemptEnded(error=error, **{**values, **more})
 
 
-def succeeded(name: str, attempt: int = 1, item: int | None = None) -> d.AttemptEnded:
-    return d.AttemptEnded(at=1.0, node=name, attempt=attempt, item=item)
+def succeeded(name: str, attempt: int = 1, item: int | None = None) -> sg.AttemptEnded:
+    return sg.AttemptEnded(at=1.0, node=name, attempt=attempt, item=item)
 
 
 def names(events: tuple[ev.RunFact, ...]) -> list[str]:
@@ -94,7 +96,7 @@ def test_each_class_has_its_number_of_attempts(kind: str, policy: int, attempts:
     for attempt in range(1, attempts):
         decision = told(p, state, failed(kind, attempt=attempt))
         assert names(decision.events) == ["retry_scheduled"]
-        state = told(p, decision.state, d.RetryDue(at=200.0, node="a", attempt=attempt)).state
+        state = told(p, decision.state, sg.RetryDue(at=200.0, node="a", attempt=attempt)).state
         assert state.nodes["a"].attempt == attempt + 1
     decision = told(p, state, failed(kind, attempt=attempts))
     assert names(decision.events) == ["node_failed", "run_finished"]
@@ -111,7 +113,7 @@ def test_the_wait_is_exponential_with_full_jitter(
     state = begun(p)
     state = replace(state, nodes={"a": replace(state.nodes["a"], failures=failures)})
     decision = told(p, state, failed("transient", jitter=jitter))
-    assert decision.commands == (d.ScheduleRetry("a", None, 1, 100.0 + waits),)
+    assert decision.commands == (cmd.ScheduleRetry("a", None, 1, 100.0 + waits),)
 
 
 def test_no_retry_starts_after_the_total_time() -> None:
@@ -123,11 +125,11 @@ def test_no_retry_starts_after_the_total_time() -> None:
 
 def test_late_messages_of_an_old_attempt_are_dropped() -> None:
     p = plan(node("a"))
-    state = told(p, begun(p), failed("transient"), d.RetryDue(at=1.0, node="a", attempt=1)).state
+    state = told(p, begun(p), failed("transient"), sg.RetryDue(at=1.0, node="a", attempt=1)).state
     for late in (
         succeeded("a", attempt=1),
-        d.RetryDue(at=1.0, node="a", attempt=1),
-        d.LaneActive(at=1.0, node="a", pin="stream", attempt=1),
+        sg.RetryDue(at=1.0, node="a", attempt=1),
+        sg.LaneActive(at=1.0, node="a", pin="stream", attempt=1),
     ):
         assert told(p, state, late) == (state, (), ())
 
@@ -140,8 +142,8 @@ def test_one_transaction_for_an_end_and_the_next_start() -> None:
     decision = told(p, begun(p), succeeded("a"))
     assert names(decision.events) == ["node_succeeded", "node_started"]
     assert decision.commands == (
-        d.EndStream("a", "stream", "complete"),
-        d.StartNode("b", None, 1),
+        cmd.EndStream("a", "stream", "complete"),
+        cmd.StartNode("b", None, 1),
     )
 
 
@@ -151,7 +153,7 @@ def test_a_failure_ends_its_dependants_at_once_even_one_that_reads_its_stream() 
         node("b", edge("a", "b", "stream")),
         node("c", edge("b", "c", "value")),
     )
-    state = told(p, begun(p), d.LaneActive(at=1.0, node="a", pin="stream", attempt=1)).state
+    state = told(p, begun(p), sg.LaneActive(at=1.0, node="a", pin="stream", attempt=1)).state
     assert state.nodes["b"].phase is NodePhase.RUNNING
     decision = told(p, state, failed("permanent"))
     assert names(decision.events) == [
@@ -160,7 +162,7 @@ def test_a_failure_ends_its_dependants_at_once_even_one_that_reads_its_stream() 
         "node_upstream_failed",
         "run_finished",
     ]
-    assert d.CancelNode("b", None, 1, "upstream_failed") in decision.commands
+    assert cmd.CancelNode("b", None, 1, "upstream_failed") in decision.commands
     assert decision.state.error == Fault("AGENT_ERROR", "no")
 
 
@@ -188,11 +190,11 @@ def test_a_failed_node_that_is_an_output_fails_the_run() -> None:
 def test_an_end_that_is_asked_for(reason: Any, meanwhile: str, end: str) -> None:
     p = plan(node("a"), node("b", edge("a", "b", "value")), node("c"))
     state = told(p, begun(p), failed("transient", node="c")).state
-    decision = told(p, state, d.EndAsked(at=2.0, reason=reason))
+    decision = told(p, state, sg.EndAsked(at=2.0, reason=reason))
     assert names(decision.events) == ["run_ending", "node_cancelled", "node_cancelled"]
-    assert decision.commands[0] == d.CancelNode("a", None, 1, reason)
+    assert decision.commands[0] == cmd.CancelNode("a", None, 1, reason)
     assert decision.state.phase == meanwhile
-    again = told(p, decision.state, d.EndAsked(at=2.0, reason="user_cancel"))
+    again = told(p, decision.state, sg.EndAsked(at=2.0, reason="user_cancel"))
     assert again.events == ()
     last = told(p, decision.state, failed("permanent", code="AGENT_CANCELLED"))
     assert names(last.events) == ["node_cancelled", "run_finished"]
@@ -203,9 +205,9 @@ def test_an_end_that_is_asked_for(reason: Any, meanwhile: str, end: str) -> None
 def test_a_cancelled_queued_run_never_starts() -> None:
     p = plan(node("a"))
     state = apply(initial(("a",)), ev.RunCreated(at=0, flow_id="f", digest="d"))
-    decision = told(p, state, d.EndAsked(at=1.0, reason="user_cancel"))
+    decision = told(p, state, sg.EndAsked(at=1.0, reason="user_cancel"))
     assert names(decision.events) == ["run_ending", "node_cancelled", "run_finished"]
-    assert told(p, decision.state, d.Begin(at=2.0)).events == ()
+    assert told(p, decision.state, sg.Begin(at=2.0)).events == ()
 
 
 # -- maps
@@ -214,36 +216,36 @@ def test_a_cancelled_queued_run_never_starts() -> None:
 def mapped(**more: Any) -> tuple[Plan, RunState]:
     """A map over a stream whose first chunk is there."""
     p = plan(node("a"), node("m", edge("a", "m", "items"), **more))
-    active = d.LaneActive(at=1.0, node="a", pin="stream", attempt=1)
+    active = sg.LaneActive(at=1.0, node="a", pin="stream", attempt=1)
     decision = told(p, begun(p), active)
-    assert decision.commands == (d.ReadItems("m", 1, 0),)
+    assert decision.commands == (cmd.ReadItems("m", 1, 0),)
     return p, decision.state
 
 
-def offered(*items: int, closed: bool = False, attempt: int = 1) -> d.ItemsOffered:
-    return d.ItemsOffered(at=1.0, node="m", attempt=attempt, items=items, closed=closed)
+def offered(*items: int, closed: bool = False, attempt: int = 1) -> sg.ItemsOffered:
+    return sg.ItemsOffered(at=1.0, node="m", attempt=attempt, items=items, closed=closed)
 
 
 def test_items_start_within_the_window_in_order() -> None:
     p, state = mapped(max_parallel=2)
     decision = told(p, state, offered(2, 3, 4, 5))
-    assert decision.commands == (d.StartNode("m", 2, 1), d.StartNode("m", 3, 1))
+    assert decision.commands == (cmd.StartNode("m", 2, 1), cmd.StartNode("m", 3, 1))
     decision = told(p, decision.state, succeeded("m", item=3))
     assert names(decision.events) == ["node_succeeded", "node_started"]
-    assert decision.commands == (d.StartNode("m", 4, 1),)
+    assert decision.commands == (cmd.StartNode("m", 4, 1),)
 
 
 def test_the_map_is_finished_when_its_source_is_and_no_item_is_left() -> None:
     p, state = mapped(max_parallel=2)
     decision = told(p, state, offered(2), offered(closed=True), succeeded("m", item=2))
-    assert decision.commands == (d.FinishMap("m", 1),)
+    assert decision.commands == (cmd.FinishMap("m", 1),)
     decision = told(p, decision.state, succeeded("m"))
-    assert decision.commands == (d.EndStream("m", "value", "complete"),)
+    assert decision.commands == (cmd.EndStream("m", "value", "complete"),)
 
 
 def test_an_empty_source_makes_an_empty_map() -> None:
     p, state = mapped()
-    assert told(p, state, offered(closed=True)).commands == (d.FinishMap("m", 1),)
+    assert told(p, state, offered(closed=True)).commands == (cmd.FinishMap("m", 1),)
 
 
 @pytest.mark.parametrize(("policy", "most"), [("collect", None), ("skip", None), ("skip", 1)])
@@ -257,7 +259,7 @@ def test_items_may_fail_up_to_max_failed(policy: str, most: int | None) -> None:
         assert decision.state.nodes["m"].failed == 0b1100
         return
     assert names(decision.events) == ["node_failed", "node_failed"]
-    assert d.CancelNode("m", 4, 1, "node_failed") in decision.commands
+    assert cmd.CancelNode("m", 4, 1, "node_failed") in decision.commands
     error = decision.state.nodes["m"].error
     assert error is not None
     assert error.message == "item 3: no; 2 items have failed"
@@ -268,15 +270,15 @@ def test_an_item_is_tried_again_on_its_own() -> None:
     decision = told(p, state, offered(2, 3), failed("transient", node="m", item=2))
     assert names(decision.events) == ["retry_scheduled"]
     assert len(decision.state.nodes["m"].items) == 2  # it keeps its place in the window
-    due = d.RetryDue(at=200.0, node="m", item=2, attempt=1)
-    assert told(p, decision.state, due).commands == (d.StartNode("m", 2, 2),)
+    due = sg.RetryDue(at=200.0, node="m", item=2, attempt=1)
+    assert told(p, decision.state, due).commands == (cmd.StartNode("m", 2, 2),)
 
 
 def test_a_source_that_cannot_be_read_fails_the_map() -> None:
     p, state = mapped()
     error = Fault("STREAM_LOST", "gone")
-    decision = told(p, state, offered(2), d.MapFailed(at=1.0, node="m", attempt=1, error=error))
-    assert d.CancelNode("m", 2, 1, "node_failed") in decision.commands
+    decision = told(p, state, offered(2), sg.MapFailed(at=1.0, node="m", attempt=1, error=error))
+    assert cmd.CancelNode("m", 2, 1, "node_failed") in decision.commands
     assert decision.state.nodes["m"].error == error
 
 
@@ -287,7 +289,7 @@ def restarted(p: Plan, state: RunState, head: int, **consumed: int) -> d.Decisio
     """Producer `a` fails for now with a checkpoint at `head`, and starts again."""
     given = {name: {"in": seq} for name, seq in consumed.items()}
     again = failed("transient", resume_from={"stream": head})
-    return told(p, state, again, d.RetryDue(at=200.0, node="a", attempt=1, consumed=given))
+    return told(p, state, again, sg.RetryDue(at=200.0, node="a", attempt=1, consumed=given))
 
 
 @pytest.mark.parametrize(
@@ -297,17 +299,17 @@ def test_consumers_that_read_further_than_what_stands_start_again(
     head: int, consumed: int, restarts: bool
 ) -> None:
     p = plan(node("a"), node("b", edge("a", "b", "stream")))
-    active = d.LaneActive(at=1.0, node="a", pin="stream", attempt=1)
+    active = sg.LaneActive(at=1.0, node="a", pin="stream", attempt=1)
     decision = restarted(p, told(p, begun(p), active).state, head, b=consumed)
     assert decision.commands[:2] == (
-        d.OpenStream("a", "stream", 2, head),
-        d.StartNode("a", None, 2),
+        cmd.OpenStream("a", "stream", 2, head),
+        cmd.StartNode("a", None, 2),
     )
     assert decision.commands[2:] == (
         (
-            d.CancelNode("b", None, 1, "upstream_restarted"),
-            d.OpenStream("b", "stream", 2, 0),
-            d.StartNode("b", None, 2),
+            cmd.CancelNode("b", None, 1, "upstream_restarted"),
+            cmd.OpenStream("b", "stream", 2, 0),
+            cmd.StartNode("b", None, 2),
         )
         if restarts
         else ()
@@ -317,7 +319,7 @@ def test_consumers_that_read_further_than_what_stands_start_again(
 
 def test_a_consumer_that_succeeded_is_left_alone() -> None:
     p = plan(node("a"), node("b", edge("a", "b", "stream")))
-    active = d.LaneActive(at=1.0, node="a", pin="stream", attempt=1)
+    active = sg.LaneActive(at=1.0, node="a", pin="stream", attempt=1)
     state = told(p, begun(p), active, succeeded("b")).state
     assert len(restarted(p, state, 0, b=9).commands) == 2
 
@@ -327,23 +329,23 @@ def test_a_map_keeps_the_items_that_stand() -> None:
     state = told(p, state, offered(2, 3, 4, 5), *(succeeded("m", item=i) for i in (2, 4))).state
     decision = restarted(p, state, 3)
     assert decision.commands[2:] == (
-        d.CancelNode("m", 5, 1, "upstream_restarted"),
-        d.OpenStream("m", "value", 2, item=3),
-        d.ReadItems("m", 2, 3),
+        cmd.CancelNode("m", 5, 1, "upstream_restarted"),
+        cmd.OpenStream("m", "value", 2, item=3),
+        cmd.ReadItems("m", 2, 3),
     )
     found = decision.state.nodes["m"]
     assert (found.succeeded, sorted(found.items), found.last_item) == (0b100, [3], 3)
     assert told(p, decision.state, offered(9, attempt=1)).commands == ()  # the old reader
-    assert told(p, decision.state, offered(9, attempt=2)).commands == (d.StartNode("m", 9, 1),)
+    assert told(p, decision.state, offered(9, attempt=2)).commands == (cmd.StartNode("m", 9, 1),)
 
 
 def test_items_that_stand_but_had_not_started_are_read_again() -> None:
     p, state = mapped(max_parallel=1)
     state = told(p, state, offered(2, 3, 4)).state
     decision = restarted(p, state, 3)
-    assert decision.commands[-1] == d.ReadItems("m", 2, 2)
+    assert decision.commands[-1] == cmd.ReadItems("m", 2, 2)
     again = told(p, decision.state, offered(3, attempt=2), succeeded("m", item=2))
-    assert again.commands == (d.StartNode("m", 3, 1),)
+    assert again.commands == (cmd.StartNode("m", 3, 1),)
 
 
 # -- recovery
@@ -351,9 +353,9 @@ def test_items_that_stand_but_had_not_started_are_read_again() -> None:
 
 def test_what_ran_starts_again_at_once_and_does_not_count_as_a_failure() -> None:
     p = plan(node("a", retry=RetryPolicy(max_attempts=1)), node("b", edge("a", "b", "value")))
-    decision = told(p, begun(p), d.Recovered(at=50.0))
+    decision = told(p, begun(p), sg.Recovered(at=50.0))
     assert names(decision.events) == ["retry_scheduled"]
-    assert decision.commands == (d.ScheduleRetry("a", None, 1, 50.0),)
+    assert decision.commands == (cmd.ScheduleRetry("a", None, 1, 50.0),)
     unit = decision.state.nodes["a"]
     assert (unit.failures, unit.losses) == (0, 1)
 
@@ -362,9 +364,9 @@ def test_a_node_that_is_lost_ten_times_is_given_up() -> None:
     p = plan(node("a"))
     state = begun(p)
     for attempt in range(1, d.LOST_ATTEMPTS):
-        due = d.RetryDue(at=1.0, node="a", attempt=attempt)
-        state = told(p, state, d.Recovered(at=1.0), due).state
-    decision = told(p, state, d.Recovered(at=1.0))
+        due = sg.RetryDue(at=1.0, node="a", attempt=attempt)
+        state = told(p, state, sg.Recovered(at=1.0), due).state
+    decision = told(p, state, sg.Recovered(at=1.0))
     assert decision.state.error is not None
     assert decision.state.error.code == "ENGINE_LOST"
 
@@ -373,14 +375,18 @@ def test_a_lost_checkpoint_means_beginning_from_the_start() -> None:
     p = plan(node("a"))
     state = told(p, begun(p), failed("transient", resume_from={"stream": 5})).state
     assert state.nodes["a"].next_resume == {"stream": 5}
-    due = d.RetryDue(at=200.0, node="a", attempt=1)
-    assert told(p, state, d.Recovered(at=1.0), due).commands[0] == d.OpenStream("a", "stream", 2, 0)
+    due = sg.RetryDue(at=200.0, node="a", attempt=1)
+    assert told(p, state, sg.Recovered(at=1.0), due).commands[0] == cmd.OpenStream(
+        "a", "stream", 2, 0
+    )
 
 
 def test_recovery_ends_the_streams_of_what_had_ended() -> None:
     p = plan(node("a"), node("b"), node("c", edge("b", "c", "value")), node("d"))
     state = told(p, begun(p), succeeded("a"), failed("permanent", node="b")).state
-    ends = [c for c in told(p, state, d.Recovered(at=1.0)).commands if isinstance(c, d.EndStream)]
+    ends = [
+        c for c in told(p, state, sg.Recovered(at=1.0)).commands if isinstance(c, cmd.EndStream)
+    ]
     assert [(e.node, e.outcome, e.error and e.error.code) for e in ends] == [
         ("a", "complete", None),
         ("b", "error", "AGENT_ERROR"),

@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 
 from mentatlab.flows.plan import Plan, PlanEdge, PlanNode, RetryPolicy
 from mentatlab.protocol.pins import Pin, PinType
+from mentatlab.runs import commands as cmd
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
+from mentatlab.runs import signals as sg
 from mentatlab.runs.events import Fault
+from mentatlab.runs.lookups import items_edge, lane_pins
 from mentatlab.runs.state import GOOD, NodePhase, RunState, apply, initial
 
 TRANSIENT = Fault("AGENT_TRANSIENT", "again", kind="transient")
@@ -111,13 +114,13 @@ def carry_out(plan: Plan, world: World, decision: d.Decision) -> World:
                 pass
     for command in decision.commands:
         match command:
-            case d.StartNode():
+            case cmd.StartNode():
                 live.add((command.node, command.item, command.attempt))
-            case d.ScheduleRetry():
+            case cmd.ScheduleRetry():
                 due.add((command.node, command.item, command.attempt))
-            case d.ReadItems():
+            case cmd.ReadItems():
                 readers[command.node] = (command.node, command.attempt, command.after + 1, False)
-            case d.FinishMap():
+            case cmd.FinishMap():
                 finishing.add((command.node, command.attempt))
             case _:
                 pass
@@ -151,7 +154,7 @@ def check_decision(plan: Plan, world: World, decision: d.Decision) -> None:
         if isinstance(event, ev.ItemsVoided):
             succeeded = {x for x in succeeded if x[0] != event.node or (x[1] or 0) <= event.above}
     for command in decision.commands:
-        if isinstance(command, d.StartNode):
+        if isinstance(command, cmd.StartNode):
             assert (command.node, command.item) not in succeeded
     for node in plan.nodes:
         assert len(after.nodes[node.id].items) <= node.max_parallel
@@ -159,67 +162,67 @@ def check_decision(plan: Plan, world: World, decision: d.Decision) -> None:
         assert all(node.terminal for node in after.nodes.values())
 
 
-def moves(plan: Plan, world: World) -> Iterator[tuple[World, d.Signal]]:
+def moves(plan: Plan, world: World) -> Iterator[tuple[World, sg.Signal]]:
     """Everything that may happen next."""
     for unit in world.live:
         yield from ends_of(world, unit)
         name, item, attempt = unit
         if item is None and (name, attempt) not in world.active:
-            pins = d.lane_pins(plan.node(name))
+            pins = lane_pins(plan.node(name))
             there = replace(world, active=world.active | {(name, attempt)})
             for pin in pins:
-                yield there, d.LaneActive(at=0, node=name, pin=pin, attempt=attempt)
+                yield there, sg.LaneActive(at=0, node=name, pin=pin, attempt=attempt)
     for unit in world.due:
         consumed = {n.id: {e.target_pin: 1 for e in n.inputs} for n in plan.nodes}
         left = replace(world, due=world.due - {unit})
         for read in (consumed, {}):
             name, item, attempt = unit
-            yield left, d.RetryDue(at=0, node=name, item=item, attempt=attempt, consumed=read)
+            yield left, sg.RetryDue(at=0, node=name, item=item, attempt=attempt, consumed=read)
     for reader in world.readers:
         yield from reads_of(plan, world, reader)
     for name, attempt in world.finishing:
         left = replace(world, finishing=world.finishing - {(name, attempt)})
-        yield left, d.AttemptEnded(at=0, node=name, attempt=attempt)
+        yield left, sg.AttemptEnded(at=0, node=name, attempt=attempt)
     if not world.interrupted:
         yield from interruptions(world)
 
 
-def ends_of(world: World, unit: Live) -> Iterator[tuple[World, d.Signal]]:
+def ends_of(world: World, unit: Live) -> Iterator[tuple[World, sg.Signal]]:
     name, item, attempt = unit
     left = replace(world, live=world.live - {unit})
     errors = (None, TRANSIENT, PERMANENT) if world.state.ending is None else (None, CANCELLED)
     for error in errors:
-        yield left, d.AttemptEnded(at=0, node=name, item=item, attempt=attempt, error=error)
+        yield left, sg.AttemptEnded(at=0, node=name, item=item, attempt=attempt, error=error)
 
 
 def reads_of(
     plan: Plan, world: World, reader: tuple[str, int, int, bool]
-) -> Iterator[tuple[World, d.Signal]]:
+) -> Iterator[tuple[World, sg.Signal]]:
     name, attempt, index, closed = reader
-    edge = d.items_edge(plan.node(name))
+    edge = items_edge(plan.node(name))
     assert edge is not None
     over = world.state.nodes[edge.source].phase in GOOD
     rest = tuple(r for r in world.readers if r != reader)
     if index <= ITEMS and (over or (edge.source, edge.source_pin) in world.state.active):
         further = replace(world, readers=tuple(sorted((*rest, (name, attempt, index + 1, closed)))))
-        yield further, d.ItemsOffered(at=0, node=name, attempt=attempt, items=(index,))
+        yield further, sg.ItemsOffered(at=0, node=name, attempt=attempt, items=(index,))
     if over and not closed and index > ITEMS:
         told = replace(world, readers=tuple(sorted((*rest, (name, attempt, index, True)))))
-        yield told, d.ItemsOffered(at=0, node=name, attempt=attempt, closed=True)
+        yield told, sg.ItemsOffered(at=0, node=name, attempt=attempt, closed=True)
 
 
-def interruptions(world: World) -> Iterator[tuple[World, d.Signal]]:
+def interruptions(world: World) -> Iterator[tuple[World, sg.Signal]]:
     once = replace(world, interrupted=True)
-    yield once, d.EndAsked(at=0, reason="user_cancel")
-    yield once, d.EndAsked(at=0, reason="timeout")
+    yield once, sg.EndAsked(at=0, reason="user_cancel")
+    yield once, sg.EndAsked(at=0, reason="timeout")
     volatile = {
         name: replace(node, offered=(), closed=False, collecting=False)
         for name, node in world.state.nodes.items()
     }
     state = replace(world.state, nodes=volatile, active=frozenset())
     crashed = World(state=state, interrupted=True, succeeded=world.succeeded)
-    yield crashed, d.Recovered(at=0)
-    yield crashed, d.Broken(at=0, error=PERMANENT)
+    yield crashed, sg.Recovered(at=0)
+    yield crashed, sg.Broken(at=0, error=PERMANENT)
 
 
 def start(plan: Plan, *, interrupted: bool) -> World:
@@ -227,7 +230,7 @@ def start(plan: Plan, *, interrupted: bool) -> World:
         initial(tuple(n.id for n in plan.nodes)), ev.RunCreated(at=0, flow_id="f", digest="d")
     )
     world = World(state=state, interrupted=interrupted)
-    return carry_out(plan, world, d.decide(plan, state, d.Begin(at=0)))
+    return carry_out(plan, world, d.decide(plan, state, sg.Begin(at=0)))
 
 
 def fingerprint(world: World) -> object:
@@ -334,10 +337,10 @@ def test_any_walk_through_a_larger_graph_ends(
 def test_an_output_node_waits_for_the_end_of_the_stream_that_it_shows() -> None:
     shown = replace(node_of("b", {"a": "stream"}), kind="output", output_pins=())
     plan = plan_of([node_of("a", {}), shown])
-    state = d.decide(plan, initial(("a", "b")), d.Begin(at=0.0)).state
-    state = d.decide(plan, state, d.LaneActive(at=1.0, node="a", pin="stream", attempt=1)).state
+    state = d.decide(plan, initial(("a", "b")), sg.Begin(at=0.0)).state
+    state = d.decide(plan, state, sg.LaneActive(at=1.0, node="a", pin="stream", attempt=1)).state
     assert state.nodes["b"].phase is NodePhase.PENDING
-    failed = d.AttemptEnded(at=2.0, node="a", attempt=1, error=PERMANENT)
+    failed = sg.AttemptEnded(at=2.0, node="a", attempt=1, error=PERMANENT)
     state = d.decide(plan, state, failed).state
     assert state.nodes["b"].phase is NodePhase.UPSTREAM_FAILED
     assert state.phase == "failed"

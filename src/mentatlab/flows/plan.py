@@ -58,8 +58,8 @@ class PlanEdge:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanNode:
     id: str
-    kind: Literal["input", "agent", "output"]
-    type: str  # as written in the flow
+    kind: Literal["input", "agent", "output", "control"]
+    type: str  # as written in the flow; of control nodes core.if, core.switch, core.gate, …
     manifest: Manifest | None = None  # kind == "agent"
     params: dict[str, Any] = field(default_factory=dict[str, Any])
     """Constants of input pins that no edge feeds (the manifest's defaults, then the flow's), and
@@ -76,6 +76,10 @@ class PlanNode:
     retry: RetryPolicy = RetryPolicy()
     timeouts: Timeouts = Timeouts()
     keep: bool = False
+    when: str | None = None  # CEL over its inputs; false = the node (each item) is skipped
+    needs: Literal["all", "any"] | int = "all"
+    """How many of its edges must have come before it starts; the rest may stay away."""
+    cache: bool = False  # equal inputs, parameters and agent = the outputs of an earlier run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

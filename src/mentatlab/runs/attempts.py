@@ -25,11 +25,12 @@ from mentatlab.protocol.records import Draft, Producer, RecordType, StreamChunk
 from mentatlab.protocol.stdio import Context
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Attempt, Invocation, Outcome, Runner
-from mentatlab.runs.decide import AttemptEnded, LaneActive, Signal, lane_pins
 from mentatlab.runs.edges import BY_VALUE, Budget, Edge, MultimodalEdgeProcessor, is_array
 from mentatlab.runs.events import MAX_PAYLOAD_BYTES, Fault
 from mentatlab.runs.lanes import Standing, stream_id
+from mentatlab.runs.lookups import lane_pins
 from mentatlab.runs.registry import AgentRegistry
+from mentatlab.runs.signals import AttemptEnded, LaneActive, Signal
 from mentatlab.runs.store import RunStore
 from mentatlab.runs.values import Values, stream_value
 from mentatlab.streams.hub import StreamingConnectionManager

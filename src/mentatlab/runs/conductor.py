@@ -18,8 +18,10 @@ from mentatlab.flows.plan import Plan, PlanNode
 from mentatlab.protocol.errors import Code, MentatError
 from mentatlab.protocol.pins import BY_REFERENCE, Pin, PinType
 from mentatlab.protocol.records import Draft, EndReason
+from mentatlab.runs import commands as cmd
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
+from mentatlab.runs import signals as sg
 from mentatlab.runs.attempts import (
     Element,
     NodeAttempt,
@@ -32,6 +34,7 @@ from mentatlab.runs.attempts import (
 from mentatlab.runs.edges import Edge
 from mentatlab.runs.journal import Journal
 from mentatlab.runs.lanes import Standing, stream_id
+from mentatlab.runs.lookups import items_edge, lane_pins
 from mentatlab.runs.maps import MapOutput, MapSource, MapWork, head_of_item, listed
 from mentatlab.runs.state import RunState, apply
 from mentatlab.runs.store import RunRow
@@ -55,13 +58,13 @@ class Conductor:
         self.percent: dict[str, float] = {}
         self._info = RunInfo(id=row.id, workspace=row.workspace, flow_id=row.flow_id)
         self._journal = Journal(services, self._info)
-        self._inbox: asyncio.Queue[d.Signal] = asyncio.Queue()
+        self._inbox: asyncio.Queue[sg.Signal] = asyncio.Queue()
         self._attempts: dict[tuple[str, int | None, int], NodeAttempt] = {}
         self._saved: dict[_UNIT, SavedState] = {}
         self._standing: dict[str, Standing] = {}
         self._maps: dict[str, MapWork] = {}
         self._timers: list[asyncio.TimerHandle] = []
-        self._first: Sequence[d.Command] = ()
+        self._first: Sequence[cmd.Command] = ()
         self._recovered = False
         self._ending = asyncio.Event()
         self.ended = asyncio.Event()
@@ -101,20 +104,20 @@ class Conductor:
         await self._journal.catch_up()
         self._recovered = bool(self.state.started_at)
 
-    def tell(self, signal: d.Signal) -> None:
+    def tell(self, signal: sg.Signal) -> None:
         self._inbox.put_nowait(signal)
 
     def begin(self) -> None:
         """There is room for the run: let it start, or go on after a recovery."""
         at = self._services.clock()
         if self._recovered:
-            self.tell(d.Recovered(at=at))
+            self.tell(sg.Recovered(at=at))
         elif not self.state.started_at:
-            self.tell(d.Begin(at=at))
+            self.tell(sg.Begin(at=at))
 
     async def cancel(self) -> None:
         """Returns when that is committed, or the run has ended otherwise."""
-        self.tell(d.EndAsked(at=self._services.clock(), reason="user_cancel"))
+        self.tell(sg.EndAsked(at=self._services.clock(), reason="user_cancel"))
         await self._ending.wait()
 
     async def run(self) -> None:
@@ -139,7 +142,7 @@ class Conductor:
     async def fail(self, fault: ev.Fault) -> None:
         """End a run that cannot go on as it should; its agents are gone already."""
         if not self.state.finished:
-            signal = d.Broken(at=self._services.clock(), error=fault)
+            signal = sg.Broken(at=self._services.clock(), error=fault)
             decision = d.decide(self.plan, self.state, signal)
             await self._commit(decision.state, list(decision.events))
             self.state = decision.state
@@ -178,10 +181,10 @@ class Conductor:
             await self._turn(signals)
         self._abandon()
 
-    async def _turn(self, signals: Sequence[d.Signal]) -> None:
+    async def _turn(self, signals: Sequence[sg.Signal]) -> None:
         state = self.state
         events: list[ev.RunFact] = []
-        commands: list[d.Command] = []
+        commands: list[cmd.Command] = []
         for signal in signals:
             decision = d.decide(self.plan, state, self._informed(signal))
             state = decision.state
@@ -195,17 +198,17 @@ class Conductor:
             self._ending.set()
         await self._carry_out(commands)
 
-    def _informed(self, signal: d.Signal) -> d.Signal:
+    def _informed(self, signal: sg.Signal) -> sg.Signal:
         """What consumers were given, as it is when the producer's restart is decided."""
-        if not isinstance(signal, d.RetryDue):
+        if not isinstance(signal, sg.RetryDue):
             return signal
         consumed = {n: s.offsets for (n, item), s in self._saved.items() if item is None}
         live = {n: a.consumed for (n, item, _), a in self._attempts.items() if item is None}
         return replace(signal, consumed={**consumed, **live})
 
-    def _cut(self, commands: Sequence[d.Command]) -> None:
+    def _cut(self, commands: Sequence[cmd.Command]) -> None:
         for command in commands:
-            if isinstance(command, d.OpenStream):
+            if isinstance(command, cmd.OpenStream):
                 keep = 0 if command.item else command.resume_from
                 self._standing[self._lane(command.node, command.pin)].cut(keep)
 
@@ -235,9 +238,9 @@ class Conductor:
         """The run's own timeout."""
         started = self.state.started_at or self._services.clock()
         left = started + self.plan.timeout_s - self._services.clock()
-        self._later(left, functools.partial(d.EndAsked, reason="timeout"))
+        self._later(left, functools.partial(sg.EndAsked, reason="timeout"))
 
-    def _later(self, delay: float, signal: Callable[..., d.Signal]) -> None:
+    def _later(self, delay: float, signal: Callable[..., sg.Signal]) -> None:
         """Tell `signal(at=…)` in `delay` seconds."""
 
         def tell() -> None:
@@ -255,32 +258,32 @@ class Conductor:
 
     # -- commands
 
-    async def _carry_out(self, commands: Sequence[d.Command]) -> None:
+    async def _carry_out(self, commands: Sequence[cmd.Command]) -> None:
         for command in commands:
             match command:
-                case d.StartNode():
+                case cmd.StartNode():
                     self._start(command)
-                case d.CancelNode():
+                case cmd.CancelNode():
                     key = (command.node, command.item, command.attempt)
                     if key in self._attempts:
                         self._attempts[key].cancel(command.reason)
-                case d.ScheduleRetry():
+                case cmd.ScheduleRetry():
                     self._schedule(command)
-                case d.OpenStream():
+                case cmd.OpenStream():
                     await self._guarded(command.node, self._reopen(command))
-                case d.EndStream():
+                case cmd.EndStream():
                     self._tasks.create_task(self._end_stream(command))
-                case d.ReadItems():
+                case cmd.ReadItems():
                     await self._guarded(command.node, self._read_items(command))
-                case d.FinishMap():
+                case cmd.FinishMap():
                     task = self._tasks.create_task(
                         self._guarded(command.node, self._finish_map(command))
                     )
                     self._maps[command.node].own(task)
-                case d.FinishRun():
+                case cmd.FinishRun():
                     logger.info("run %s ended %s", self._info.id, command.state)
 
-    def _start(self, command: d.StartNode) -> None:
+    def _start(self, command: cmd.StartNode) -> None:
         node, unit = self.plan.node(command.node), self.state.unit(command.node, command.item)
         attempt = NodeAttempt(
             self._services,
@@ -300,7 +303,7 @@ class Conductor:
         self._attempts[command.node, command.item, command.attempt] = attempt
         self._tasks.create_task(self._run_attempt(attempt, command))
 
-    async def _run_attempt(self, attempt: NodeAttempt, command: d.StartNode) -> None:
+    async def _run_attempt(self, attempt: NodeAttempt, command: cmd.StartNode) -> None:
         ended = await attempt.run()
         del self._attempts[command.node, command.item, command.attempt]
         unit = self.state.unit(command.node, command.item)
@@ -316,9 +319,9 @@ class Conductor:
                 self.percent[node_id] = said["percent"]
         await self._journal.log(self.plan.node(node_id), drafts)
 
-    def _schedule(self, command: d.ScheduleRetry) -> None:
+    def _schedule(self, command: cmd.ScheduleRetry) -> None:
         due = functools.partial(
-            d.RetryDue, node=command.node, item=command.item, attempt=command.attempt
+            sg.RetryDue, node=command.node, item=command.item, attempt=command.attempt
         )
         self._later(command.at - self._services.clock(), due)
 
@@ -327,7 +330,7 @@ class Conductor:
     def _lane(self, node: str, pin: str) -> str:
         return stream_id(self._info.id, node, pin)
 
-    async def _reopen(self, command: d.OpenStream) -> None:
+    async def _reopen(self, command: cmd.OpenStream) -> None:
         """The lane's next attempt; checkpoints of consumers that read on further are of no use."""
         name, head = self._lane(command.node, command.pin), command.resume_from
         if (work := self._maps.get(command.node)) is not None:
@@ -345,7 +348,7 @@ class Conductor:
             if saved is not None and saved.offsets.get(edge.target_pin, 0) > head:
                 del self._saved[edge.target, None]
 
-    async def _end_stream(self, command: d.EndStream) -> None:
+    async def _end_stream(self, command: cmd.EndStream) -> None:
         if command.outcome != "complete" and command.node in self._maps:
             self._maps[command.node].stop()
         error = None
@@ -362,13 +365,13 @@ class Conductor:
 
     # -- forEach
 
-    async def _read_items(self, command: d.ReadItems) -> None:
+    async def _read_items(self, command: cmd.ReadItems) -> None:
         node = self.plan.node(command.node)
         if (old := self._maps.get(node.id)) is not None:
             old.stop()
         source = MapSource(self._elements_of(node, command.after), node.max_parallel)
         output = None
-        if d.lane_pins(node):
+        if lane_pins(node):
             output = MapOutput(self._services, self._info, node, attempt=command.attempt)
             if command.after > 0:
                 await output.recover(self.state.nodes[node.id].items)
@@ -377,7 +380,7 @@ class Conductor:
         work.start(self._tasks)
 
     async def _elements_of(self, node: PlanNode, after: int) -> AsyncGenerator[Element, None]:
-        edge = d.items_edge(node)
+        edge = items_edge(node)
         assert edge is not None
         if not edge.source_is_list:
             name = self._lane(edge.source, edge.source_pin)
@@ -401,12 +404,12 @@ class Conductor:
         async with contextlib.aclosing(self._elements_of(node, item - 1)) as found:
             return await anext(found)
 
-    async def _finish_map(self, command: d.FinishMap) -> None:
+    async def _finish_map(self, command: cmd.FinishMap) -> None:
         node = self.plan.node(command.node)
         await self._maps[node.id].drained()
         outputs: dict[str, Any] = {}
         for pin in node.output_pins:
-            if d.lane_pins(node):
+            if lane_pins(node):
                 lane = await self._services.hub.lane(self._lane(node.id, pin.name))
                 outputs[pin.name] = stream_value(
                     self._info.id, node, pin.name, chunks=lane.chunks, state="ended"
@@ -424,7 +427,7 @@ class Conductor:
                 )
                 outputs[pin.name] = await self._services.edges.process_edge_data(edge, found)
         self.tell(
-            d.AttemptEnded(
+            sg.AttemptEnded(
                 at=self._services.clock(),
                 node=node.id,
                 attempt=command.attempt,
@@ -440,9 +443,9 @@ class Conductor:
             state, at = self.state.nodes[node_id], self._services.clock()
             fault = fault_of(error)
             if self.plan.node(node_id).for_each is not None:
-                self.tell(d.MapFailed(at=at, node=node_id, attempt=state.attempt, error=fault))
+                self.tell(sg.MapFailed(at=at, node=node_id, attempt=state.attempt, error=fault))
             else:
-                self.tell(d.AttemptEnded(at=at, node=node_id, attempt=state.attempt, error=fault))
+                self.tell(sg.AttemptEnded(at=at, node=node_id, attempt=state.attempt, error=fault))
 
 
 _STREAM_ERRORS: dict[str, str] = {

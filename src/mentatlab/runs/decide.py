@@ -13,14 +13,37 @@ cannot do without it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from mentatlab.flows.plan import Plan, PlanEdge, PlanNode
 from mentatlab.protocol.errors import Code
-from mentatlab.protocol.pins import PinType
 from mentatlab.runs import events as ev
+from mentatlab.runs.commands import (
+    CancelNode,
+    Command,
+    EndStream,
+    FinishMap,
+    FinishRun,
+    OpenStream,
+    ReadItems,
+    ScheduleRetry,
+    StartNode,
+)
 from mentatlab.runs.events import EndingReason, Fault
+from mentatlab.runs.lookups import is_optional, lane_pins, reads_lane
+from mentatlab.runs.signals import (
+    AttemptEnded,
+    Begin,
+    Broken,
+    EndAsked,
+    ItemsOffered,
+    LaneActive,
+    MapFailed,
+    Recovered,
+    RetryDue,
+    Signal,
+)
 from mentatlab.runs.state import BAD, GOOD, NodePhase, NodeState, RunState, Unit, apply
 
 INFRA_ATTEMPTS = 3
@@ -32,222 +55,10 @@ LOST_ATTEMPTS = 10
 """Attempts that may be lost with a server that stops; not counted as failures of the node."""
 
 
-# ---- signals: what the shell tells
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begin:
-    at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnded:
-    """`jitter` in [0, 1). `resume_from`: per stream output pin the sequence that the last
-    checkpoint of the failed attempt covers (absent = 0)."""
-
-    at: float
-    node: str
-    item: int | None = None
-    attempt: int
-    outputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    metrics: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    error: Fault | None = None
-    jitter: float = 0.0
-    resume_from: Mapping[str, int] = field(default_factory=dict[str, int])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneActive:
-    """The first chunk of the producer's present attempt is in the lane."""
-
-    at: float
-    node: str
-    pin: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemsOffered:
-    """Elements of a `forEach` source, ascending; `closed` when no more will come. `attempt` is the
-    node's, so that a reader that was stopped is not heard."""
-
-    at: float
-    node: str
-    attempt: int
-    items: tuple[int, ...] = ()
-    closed: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapFailed:
-    """The source of a `forEach` node could not be read, or its outputs not be gathered."""
-
-    at: float
-    node: str
-    attempt: int
-    error: Fault
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryDue:
-    """`consumed`: for every live consumer the highest sequence it was given, and for one that waits
-    for a retry the highest that its checkpoint covers, by its input pin."""
-
-    at: float
-    node: str
-    item: int | None = None
-    attempt: int
-    consumed: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndAsked:
-    at: float
-    reason: EndingReason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovered:
-    """The run's owner died; its attempts are gone."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Broken:
-    """The shell itself failed; every attempt is gone and the run has to end."""
-
-    at: float
-    error: Fault
-
-
-Signal = (
-    Begin
-    | AttemptEnded
-    | LaneActive
-    | ItemsOffered
-    | MapFailed
-    | RetryDue
-    | EndAsked
-    | Recovered
-    | Broken
-)
-
-# ---- commands: what the shell does
-
-
-@dataclass(frozen=True, slots=True)
-class StartNode:
-    node: str
-    item: int | None
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class CancelNode:
-    node: str
-    item: int | None
-    attempt: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleRetry:
-    node: str
-    item: int | None
-    attempt: int
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class OpenStream:
-    """Continue a lane in a later attempt: what stands ends at `resume_from` (of a map: at `item`).
-
-    The lanes of a run are all there before it begins."""
-
-    node: str
-    pin: str
-    attempt: int
-    resume_from: int = 0
-    item: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EndStream:
-    node: str
-    pin: str
-    outcome: Literal["complete", "cancelled", "error"]
-    error: Fault | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadItems:
-    """Offer the source's elements after item `after`; a reader of an older attempt stops."""
-
-    node: str
-    attempt: int
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
-class FinishMap:
-    """Every item has ended: gather the outputs, then signal `AttemptEnded` for the node."""
-
-    node: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class FinishRun:
-    state: ev.RunEnd
-
-
-Command = (
-    StartNode
-    | CancelNode
-    | ScheduleRetry
-    | OpenStream
-    | EndStream
-    | ReadItems
-    | FinishMap
-    | FinishRun
-)
-
-
 class Decision(NamedTuple):
     state: RunState
     events: tuple[ev.RunFact, ...]
     commands: tuple[Command, ...]
-
-
-# ---- what a plan says
-
-
-def reads_lane(edge: PlanEdge) -> bool:
-    """Whether the edge is fed from a lane while its source still runs."""
-    return not edge.source_is_list and (
-        edge.kind == "items" or (edge.kind == "stream" and edge.adapter == "none")
-    )
-
-
-def items_edge(node: PlanNode) -> PlanEdge | None:
-    return next((e for e in node.inputs if e.kind == "items"), None) if node.for_each else None
-
-
-def lane_pins(node: PlanNode) -> tuple[str, ...]:
-    """Output pins that are lanes: stream pins, and every pin of a `forEach` over a stream."""
-    if node.kind != "agent":
-        return ()
-    source = items_edge(node)
-    if source is not None:
-        return () if source.source_is_list else tuple(p.name for p in node.output_pins)
-    return tuple(p.name for p in node.output_pins if p.type is PinType.STREAM)
-
-
-def _optional(node: PlanNode, edge: PlanEdge) -> bool:
-    return edge.kind != "items" and any(
-        pin.name == edge.target_pin and not pin.required for pin in node.input_pins
-    )
 
 
 # ---- the rules
@@ -574,7 +385,7 @@ class _Turn:
 
     def _dead_upstream(self, node: PlanNode) -> str:
         for edge in node.inputs:
-            if self.state.nodes[edge.source].phase in BAD and not _optional(node, edge):
+            if self.state.nodes[edge.source].phase in BAD and not is_optional(node, edge):
                 return edge.source
         return ""
 
@@ -585,7 +396,7 @@ class _Turn:
         if phase in GOOD:
             return True
         if phase in BAD:
-            return _optional(node, edge)
+            return is_optional(node, edge)
         lane = (edge.source, edge.source_pin)
         return node.kind == "agent" and reads_lane(edge) and lane in self.state.active
 

@@ -27,6 +27,7 @@ from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Runner
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
+from mentatlab.runs import signals as sg
 from mentatlab.runs.attempts import Services, fault_of, first_of, internal_fault
 from mentatlab.runs.conductor import Conductor
 from mentatlab.runs.digests import digest_of
@@ -474,7 +475,7 @@ class Engine:
         at = row.created_at
         created = ev.RunCreated(at=at, flow_id=plan.flow_id, digest=plan.digest)
         state = apply(_initial(plan), created)
-        now = d.decide(plan, state, d.Begin(at=at))
+        now = d.decide(plan, state, sg.Begin(at=at))
         room = not self._slots.locked() and not now.state.finished
         facts = [created, *now.events] if room else [created]
         row = msgspec.structs.replace(

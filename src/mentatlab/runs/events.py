@@ -52,8 +52,14 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_f
 
 
 class RunCreated(Event, frozen=True, kw_only=True, tag="run_created/1"):
+    """`origin`: the run that this one replays or does again from `from_node`; `trigger`: the
+    schedule or webhook that made it, `schedule:ID` or `webhook:ID`."""
+
     flow_id: str
     digest: str
+    origin: str = ""
+    from_node: str = ""
+    trigger: str = ""
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started/1"):
@@ -68,8 +74,43 @@ class NodeStarted(Event, frozen=True, kw_only=True, tag="node_started/1"):
 
 
 class NodeSucceeded(Event, frozen=True, kw_only=True, tag="node_succeeded/1"):
+    """`taken`: the output pins that a control node has chosen; None = all. `resources`: what the
+    attempt was given, and why."""
+
     outputs: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
+    taken: tuple[str, ...] | None = None
+    resources: dict[str, Any] = {}
+
+
+class NodeCached(Event, frozen=True, kw_only=True, tag="node_cached/1"):
+    """Nothing ran: `origin` is the run whose outputs these are."""
+
+    origin: str
+    outputs: dict[str, Any] = {}
+
+
+class NodeSkipped(Event, frozen=True, kw_only=True, tag="node_skipped/1"):
+    """`when`: its own condition was false; `branch`: the output that feeds it was not chosen;
+    `upstream`: what feeds it was skipped. `upstream` names that node."""
+
+    cause: Literal["when", "branch", "upstream"]
+    upstream: str = ""
+
+
+class GateOpened(Event, frozen=True, kw_only=True, tag="gate_opened/1"):
+    """The gate waits for an approval, until `until` (Unix seconds, 0 = for ever)."""
+
+    message: str = ""
+    until: float = 0.0
+
+
+class GateClosed(Event, frozen=True, kw_only=True, tag="gate_closed/1"):
+    """`by`: who decided; empty when its time was over. The node's end follows."""
+
+    approved: bool
+    by: str = ""
+    comment: str = ""
 
 
 class RetryScheduled(Event, frozen=True, kw_only=True, tag="retry_scheduled/1"):
@@ -78,10 +119,12 @@ class RetryScheduled(Event, frozen=True, kw_only=True, tag="retry_scheduled/1"):
     error: Fault
     retry_at: float
     resume_from: dict[str, int] = {}
+    resources: dict[str, Any] = {}
 
 
 class NodeFailed(Event, frozen=True, kw_only=True, tag="node_failed/1"):
     error: Fault
+    resources: dict[str, Any] = {}
 
 
 class NodeUpstreamFailed(Event, frozen=True, kw_only=True, tag="node_upstream_failed/1"):
@@ -99,6 +142,14 @@ class ItemsVoided(Event, frozen=True, kw_only=True, tag="items_voided/1"):
     above: int
 
 
+class RunPaused(Event, frozen=True, kw_only=True, tag="run_paused/1"):
+    """Nothing new starts; what runs goes on to its end."""
+
+
+class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed/1"):
+    pass
+
+
 class RunEnding(Event, frozen=True, kw_only=True, tag="run_ending/1"):
     reason: EndingReason
 
@@ -114,11 +165,17 @@ RunFact = (
     | RunStarted
     | NodeStarted
     | NodeSucceeded
+    | NodeCached
+    | NodeSkipped
+    | GateOpened
+    | GateClosed
     | RetryScheduled
     | NodeFailed
     | NodeUpstreamFailed
     | NodeCancelled
     | ItemsVoided
+    | RunPaused
+    | RunResumed
     | RunEnding
     | RunFinished
 )

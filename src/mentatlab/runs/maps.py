@@ -18,8 +18,8 @@ from mentatlab.runs.attempts import (
     chunk_draft,
     fault_of,
 )
-from mentatlab.runs.decide import ItemsOffered, LaneActive, MapFailed, Signal
 from mentatlab.runs.lanes import stream_id
+from mentatlab.runs.signals import ItemsOffered, LaneActive, MapFailed, Signal
 
 _LEAD = 2
 """Elements read ahead of the first unfinished item, in windows: values in memory are bounded by it.

@@ -11,8 +11,8 @@ from mentatlab.protocol.media import s3_address
 from mentatlab.protocol.pins import BY_REFERENCE, Pin
 from mentatlab.protocol.values import fits
 from mentatlab.runs import events as ev
-from mentatlab.runs.decide import lane_pins
 from mentatlab.runs.lanes import stream_id
+from mentatlab.runs.lookups import lane_pins
 
 
 class Values:
