@@ -21,6 +21,7 @@ from mentatlab.sqlite import Database
 from mentatlab.storage.schema import SCHEMA
 from mentatlab.storage.upload_leases import Leases
 from mentatlab.storage.upload_rows import NO_QUOTA, UploadRow, UploadRows
+from mentatlab.testing.clock import ManualClock
 
 CHUNK = os.urandom(1 << 20)
 
@@ -159,21 +160,14 @@ async def row(rows: UploadRows) -> UploadRow:
     return row
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def leases(rows: UploadRows, clock: Clock, **times: float) -> Leases:
+def leases(rows: UploadRows, clock: ManualClock, **times: float) -> Leases:
     return Leases(rows, clock, keep_s=60, **times)
 
 
 async def test_another_process_waits_for_the_end_of_a_lease(
     rows: UploadRows, row: UploadRow
 ) -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     here, there = leases(rows, clock), leases(rows, clock)
     async with here.hold(row.id):
         waiting = asyncio.ensure_future(_held(there, row.id))
@@ -183,7 +177,7 @@ async def test_another_process_waits_for_the_end_of_a_lease(
 
 
 async def test_another_process_does_not_wait_for_ever(rows: UploadRows, row: UploadRow) -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     there = leases(rows, clock, patience_s=0)
     async with leases(rows, clock).hold(row.id):
         with pytest.raises(Conflict) as error:
@@ -192,7 +186,7 @@ async def test_another_process_does_not_wait_for_ever(rows: UploadRows, row: Upl
 
 
 async def test_a_process_that_was_stopped_is_fenced(rows: UploadRows, row: UploadRow) -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     async with leases(rows, clock).hold(row.id) as stopped:
         clock.now += 3600
         async with leases(rows, clock).hold(row.id) as newer:
@@ -206,7 +200,7 @@ async def test_a_process_that_was_stopped_is_fenced(rows: UploadRows, row: Uploa
 async def test_a_holder_that_could_not_renew_stops_by_itself(
     rows: UploadRows, row: UploadRow
 ) -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     async with leases(rows, clock, lease_s=0.03).hold(row.id) as lease:
         lease.check()
         clock.now += 3600
@@ -220,7 +214,7 @@ async def test_a_holder_that_could_not_renew_stops_by_itself(
 
 
 async def test_a_lease_is_renewed(rows: UploadRows, row: UploadRow) -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     async with leases(rows, clock, lease_s=0.03).hold(row.id) as lease:
         first = lease.valid_until
         async with asyncio.timeout(20):
@@ -230,7 +224,7 @@ async def test_a_lease_is_renewed(rows: UploadRows, row: UploadRow) -> None:
 
 
 async def test_what_a_dead_process_held_is_free_at_start(rows: UploadRows, row: UploadRow) -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     assert await rows.lease(row.id, "dead", now=clock.now, until=clock.now + 1e6)
     await rows.break_leases()
     assert await _held(leases(rows, clock, patience_s=0), row.id) == 2

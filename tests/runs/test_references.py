@@ -24,13 +24,7 @@ from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.runs.edges import GET_EXPIRES_S, Budget, Edge, MultimodalEdgeProcessor
 from mentatlab.storage import StorageManager, open_local, open_memory, sources
 from mentatlab.storage.s3_inputs import S3Inputs
-
-
-class Clock:
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from mentatlab.testing.clock import ManualClock
 
 
 def png() -> bytes:
@@ -52,12 +46,12 @@ def edge(workspace: str = "w", type_: PinType = PinType.IMAGE) -> Edge:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock(1_800_000_000.0)
 
 
 @pytest.fixture
-async def storage(clock: Clock) -> AsyncIterator[StorageManager]:
+async def storage(clock: ManualClock) -> AsyncIterator[StorageManager]:
     async with open_memory(clock=clock) as storage:
         yield storage
 
@@ -88,7 +82,7 @@ async def test_one_that_was_deleted(storage: StorageManager) -> None:
     assert await taken(edges, ref) == "REFERENCE_NOT_FOUND"
 
 
-async def test_one_that_has_expired(storage: StorageManager, clock: Clock) -> None:
+async def test_one_that_has_expired(storage: StorageManager, clock: ManualClock) -> None:
     edges, ref = MultimodalEdgeProcessor(storage), await stored(storage, ttl_s=60)
     assert await taken(edges, ref) == "fine"
     clock.now += 60
@@ -98,7 +92,7 @@ async def test_one_that_has_expired(storage: StorageManager, clock: Clock) -> No
     assert await taken(edges, ref) == "REFERENCE_NOT_FOUND"
 
 
-async def test_one_that_was_swept(storage: StorageManager, clock: Clock) -> None:
+async def test_one_that_was_swept(storage: StorageManager, clock: ManualClock) -> None:
     edges, ref = MultimodalEdgeProcessor(storage), await stored(storage, owner="run:rn_1")
     assert await taken(edges, ref) == "fine"
     await storage.release("run:rn_1")
@@ -140,7 +134,7 @@ def test_in_any_order_what_is_taken_is_what_stands(steps: list[tuple[str, int]])
 
 
 async def follow(steps: list[tuple[str, int]]) -> None:
-    clock = Clock()
+    clock = ManualClock(1_800_000_000.0)
     async with open_memory(clock=clock) as storage:
         edges, refs = MultimodalEdgeProcessor(storage), list[str]()
         expiry: dict[str, float | None] = {}  # of what stands
@@ -169,7 +163,7 @@ async def text(storage: StorageManager, ttl_s: float | None) -> str:
     return blob.id
 
 
-def stands(expiry: dict[str, float | None], ref: str, clock: Clock) -> bool:
+def stands(expiry: dict[str, float | None], ref: str, clock: ManualClock) -> bool:
     return ref in expiry and (expiry[ref] is None or clock.now < (expiry[ref] or 0))
 
 

@@ -11,6 +11,7 @@ import av
 import pytest
 from blake3 import blake3
 from PIL import Image
+from tests.storage.conftest import NOW
 
 from mentatlab.protocol.errors import (
     Code,
@@ -29,36 +30,13 @@ from mentatlab.storage import StorageManager, Swept, open_local, open_memory
 from mentatlab.storage.port import Blob, ByteRange, Storage
 from mentatlab.storage.rebuild import Rebuilt
 from mentatlab.testing.blob_store_contract import BIG, pieces
+from mentatlab.testing.clock import ManualClock
 
-NOW = 1_795_437_754.0
 DAY = 86_400.0
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["local", "memory"])
-async def storage(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
-) -> AsyncIterator[StorageManager]:
-    local = open_local(tmp_path / "blobs", tmp_path / "catalog.db", max_bytes=20 << 20, clock=clock)
-    memory = open_memory(max_bytes=20 << 20, clock=clock)
-    async with local if request.param == "local" else memory as storage:
-        yield storage
-
-
-@pytest.fixture
-async def local(tmp_path: Path, clock: Clock) -> AsyncIterator[StorageManager]:
+async def local(tmp_path: Path, clock: ManualClock) -> AsyncIterator[StorageManager]:
     async with open_local(tmp_path / "blobs", tmp_path / "catalog.db", clock=clock) as storage:
         yield storage
 
@@ -335,7 +313,7 @@ async def test_foreign_and_unknown_look_alike(storage: StorageManager) -> None:
         await storage.get("nonsense", workspace="ws")
 
 
-async def test_expiry(storage: StorageManager, clock: Clock) -> None:
+async def test_expiry(storage: StorageManager, clock: ManualClock) -> None:
     blob = await storage.store(pieces(b"x"), workspace="ws", ttl_s=60)
     clock.now += 59
     assert await storage.get(blob.id, workspace="ws") == blob
@@ -359,7 +337,7 @@ async def test_pages_are_newest_first(storage: StorageManager) -> None:
     assert [blob.id for blob in first + second] == ids
 
 
-async def test_owners_keep_a_blob(storage: StorageManager, clock: Clock) -> None:
+async def test_owners_keep_a_blob(storage: StorageManager, clock: ManualClock) -> None:
     blob = await storage.store(pieces(b"x"), workspace="ws", owner="attempt:1")
     await storage.add_owner(blob.id, "run:1")
     await storage.add_owner(blob.id, "run:1")
@@ -377,7 +355,9 @@ async def test_owners_keep_a_blob(storage: StorageManager, clock: Clock) -> None
         await storage.add_owner(blob.id, "run:2")
 
 
-async def test_a_new_owner_in_the_grace_saves_it(storage: StorageManager, clock: Clock) -> None:
+async def test_a_new_owner_in_the_grace_saves_it(
+    storage: StorageManager, clock: ManualClock
+) -> None:
     blob = await storage.store(pieces(b"x"), workspace="ws", owner="attempt:1")
     await storage.release("attempt:1")
     await storage.add_owner(blob.id, "run:1")
@@ -405,7 +385,7 @@ async def test_delete(storage: StorageManager) -> None:
 
 
 async def test_bytes_without_a_row_go_after_the_grace(
-    local: StorageManager, tmp_path: Path, clock: Clock
+    local: StorageManager, tmp_path: Path, clock: ManualClock
 ) -> None:
     kept = await local.store(pieces(b"kept"), workspace="ws")
     lost = await local.store(pieces(b"lost"), workspace="ws")
@@ -419,7 +399,9 @@ async def test_bytes_without_a_row_go_after_the_grace(
     assert objects(tmp_path / "blobs") == [Path(kept.key).name]
 
 
-async def test_the_sweep_returns_again_and_again(storage: StorageManager, clock: Clock) -> None:
+async def test_the_sweep_returns_again_and_again(
+    storage: StorageManager, clock: ManualClock
+) -> None:
     await storage.store(pieces(b"x"), workspace="ws", owner="run:1")
     await storage.release("run:1")
     clock.now += 2 * DAY

@@ -4,8 +4,6 @@ import asyncio
 import io
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +24,9 @@ from mentatlab.protocol.errors import (
 from mentatlab.storage import Quota, StorageManager, keys, open_local, open_memory, sources
 from mentatlab.storage.port import Blob
 from mentatlab.storage.workers import MediaWorkers
+from mentatlab.testing.clock import ManualClock
 
 WS = "default"
-
-
-class Clock:
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["local", "memory"])
-async def storage(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
-) -> AsyncIterator[StorageManager]:
-    opened: AbstractAsyncContextManager[StorageManager]
-    if request.param == "local":
-        opened = open_local(tmp_path / "blobs", tmp_path / "catalog.db", clock=clock)
-    else:
-        opened = open_memory(clock=clock)
-    async with opened as storage:
-        yield storage
 
 
 async def stored(storage: StorageManager, data: bytes, **more: Any) -> Blob:
@@ -182,7 +156,7 @@ class Counting(MediaWorkers):
 
 
 async def test_what_failed_is_not_tried_again_at_once(
-    storage: StorageManager, clock: Clock
+    storage: StorageManager, clock: ManualClock
 ) -> None:
     workers = Counting()
     storage.previews._workers = workers  # pyright: ignore[reportPrivateUsage]
@@ -250,7 +224,7 @@ async def test_they_go_with_their_source_at_once(storage: StorageManager) -> Non
     assert [info async for info in storage._store.list(f"{WS}/")] == []  # pyright: ignore[reportPrivateUsage]
 
 
-async def test_they_go_when_it_expires(storage: StorageManager, clock: Clock) -> None:
+async def test_they_go_when_it_expires(storage: StorageManager, clock: ManualClock) -> None:
     source = await stored(storage, picture("PNG"), ttl_s=60)
     made = await storage.previews.of(source, "thumb")
     clock.now += 30 * 86_400

@@ -17,6 +17,7 @@ from mentatlab.storage.probe import Prober
 from mentatlab.storage.scrub import PERIOD_S, Pace, Scrub
 from mentatlab.storage.upkeep import Upkeep
 from mentatlab.testing.blob_store_contract import pieces
+from mentatlab.testing.clock import ManualClock
 
 BIG = bytes(range(256)) * 12_000  # three chunks
 
@@ -43,26 +44,13 @@ class Disk(MemoryStore):
         del self._objects[blob.key]
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_795_437_754.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def disk() -> Disk:
     return Disk()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def storage(tmp_path: Path, disk: Disk, clock: Clock) -> AsyncIterator[StorageManager]:
+async def storage(tmp_path: Path, disk: Disk, clock: ManualClock) -> AsyncIterator[StorageManager]:
     catalog = await Catalog.open(tmp_path / "catalog.db")
     manager = StorageManager(disk, catalog, Prober(), clock=clock)
     await manager.life.sweep()
@@ -188,7 +176,7 @@ async def test_a_pass_over_everything(storage: StorageManager, disk: Disk) -> No
 
 
 async def test_the_slow_pass_begins_with_the_oldest_and_goes_on_where_it_stopped(
-    storage: StorageManager, disk: Disk, clock: Clock
+    storage: StorageManager, disk: Disk, clock: ManualClock
 ) -> None:
     blobs: list[Blob] = []
     for body in (b"1", b"2", b"3"):
@@ -215,7 +203,7 @@ async def test_the_slow_pass_begins_with_the_oldest_and_goes_on_where_it_stopped
 
 
 async def test_a_clients_word_is_checked_soon(
-    storage: StorageManager, disk: Disk, clock: Clock
+    storage: StorageManager, disk: Disk, clock: ManualClock
 ) -> None:
     ours, claimed = await stored(storage, b"ours", b"claimed")
     await storage._catalog.database.write(
@@ -272,7 +260,9 @@ def test_a_pace_is_kept_on_average() -> None:
 
 async def test_a_pass_that_cannot_begin_is_not_under_way_for_ever(tmp_path: Path) -> None:
     catalog = await Catalog.open(tmp_path / "catalog.db")
-    scrub = Scrub(MemoryStore(), Upkeep(catalog.database), _nobody, clock=Clock())
+    scrub = Scrub(
+        MemoryStore(), Upkeep(catalog.database), _nobody, clock=ManualClock(1_795_437_754.0)
+    )
     await catalog.aclose()
     for _ in range(2):
         assert scrub.ask().running

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 from PIL import Image
+from tests.storage.conftest import NOW
 
 from mentatlab.protocol.errors import (
     Code,
@@ -25,37 +26,14 @@ from mentatlab.protocol.errors import (
     UnsupportedMedia,
 )
 from mentatlab.protocol.pins import PinType
-from mentatlab.storage import Quota, StorageManager, open_local, open_memory
+from mentatlab.storage import Quota, StorageManager, open_local
 from mentatlab.storage.port import Upload
 from mentatlab.storage.upload_rows import Claims, UploadRow, UploadRows
 from mentatlab.storage.uploads import OPEN_TTL_S, NewUpload, Uploads
+from mentatlab.testing.clock import ManualClock
 
-NOW = 1_795_437_754.0
 BIG = os.urandom(1 << 20) * 3
 WS = "ws"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["local", "memory"])
-async def storage(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
-) -> AsyncIterator[StorageManager]:
-    local = open_local(tmp_path / "blobs", tmp_path / "catalog.db", max_bytes=8 << 20, clock=clock)
-    memory = open_memory(max_bytes=8 << 20, clock=clock)
-    async with local if request.param == "local" else memory as storage:
-        yield storage
 
 
 @pytest.fixture
@@ -321,7 +299,7 @@ async def test_a_short_wrong_type_is_refused_at_the_end(uploads: Uploads) -> Non
 
 
 async def test_what_an_upload_becomes_belongs_to_its_owner(
-    storage: StorageManager, uploads: Uploads, clock: Clock
+    storage: StorageManager, uploads: Uploads, clock: ManualClock
 ) -> None:
     own = await begin(uploads, 1)
     runs = await begin(uploads, 1, claims={"owner": "run:rn_1"}, ttl_s=60.0)
@@ -418,7 +396,9 @@ async def test_abort_of_a_finished_upload_removes_its_blob(
     assert await content(storage, needed.ref) == b"x"
 
 
-async def test_an_upload_that_nobody_goes_on_with_expires(uploads: Uploads, clock: Clock) -> None:
+async def test_an_upload_that_nobody_goes_on_with_expires(
+    uploads: Uploads, clock: ManualClock
+) -> None:
     row, fresh = await begin(uploads, 10), await begin(uploads, 10)
     await append(uploads, row, b"12345")
     clock.now += OPEN_TTL_S - 1
@@ -436,7 +416,7 @@ async def test_an_upload_that_nobody_goes_on_with_expires(uploads: Uploads, cloc
 
 
 async def test_a_result_is_told_for_a_day(
-    storage: StorageManager, uploads: Uploads, clock: Clock
+    storage: StorageManager, uploads: Uploads, clock: ManualClock
 ) -> None:
     row = await begin(uploads, 1)
     await append(uploads, row, b"x")
@@ -568,7 +548,7 @@ async def test_a_store_without_parts_refuses_them(uploads: Uploads) -> None:
 
 
 @pytest.fixture
-async def small(tmp_path: Path, clock: Clock) -> AsyncIterator[StorageManager]:
+async def small(tmp_path: Path, clock: ManualClock) -> AsyncIterator[StorageManager]:
     quota = Quota(bytes=1000, count=3)
     paths = (tmp_path / "small", tmp_path / "small.db")
     async with open_local(*paths, quota=quota, clock=clock) as storage:
@@ -652,7 +632,9 @@ async def test_one_go_of_many_takes_exactly_what_there_is(small: StorageManager)
     assert sum(await asyncio.gather(*(store() for _ in range(12)))) == 1000
 
 
-async def test_room_is_given_back_when_it_expires(small: StorageManager, clock: Clock) -> None:
+async def test_room_is_given_back_when_it_expires(
+    small: StorageManager, clock: ManualClock
+) -> None:
     await begin(small.uploads, 1000)
     clock.now += OPEN_TTL_S
     assert await small.uploads.sweep() == 1
@@ -674,7 +656,7 @@ async def test_the_last_bytes_of_a_quota_can_be_used_by_an_upload_of_unknown_siz
 async def test_one_that_cannot_be_removed_does_not_keep_the_others(
     uploads: Uploads,
     storage: StorageManager,
-    clock: Clock,
+    clock: ManualClock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -723,7 +705,9 @@ async def test_two_servers_on_one_catalogue(storage: StorageManager) -> None:
     """The second one waits for the first one's lease; then it goes on where that has stopped."""
     rows = UploadRows(storage._catalog.database, Quota())
     first, second = (
-        Uploads(storage._store, rows, storage, storage._enter, max_bytes=None, clock=Clock())
+        Uploads(
+            storage._store, rows, storage, storage._enter, max_bytes=None, clock=ManualClock(NOW)
+        )
         for _ in range(2)
     )
     row = await begin(first, len(BIG))
