@@ -32,7 +32,7 @@ from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
-from mentatlab.runs.store import SqliteRunStore
+from mentatlab.runs.sql_store import SqlRunStore
 from mentatlab.sqlite import Database
 from mentatlab.storage import NO_QUOTA, Choice, Quota, open_storage, read_choice
 from mentatlab.storage.port import BlobStore
@@ -323,7 +323,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         runner = LocalRunner()
         stack.push_async_callback(runner.aclose)
         engine = Engine(
-            store=SqliteRunStore(database),
+            store=SqlRunStore(database),
             hub=hub,
             storage=storage,
             runner=runner,

@@ -13,12 +13,15 @@ import errno
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
+from mentatlab.database import Hint, Hints
 from mentatlab.protocol.errors import Code, Internal, MentatError, OutOfSpace, Unavailable
 
 T = TypeVar("T")
@@ -43,6 +46,9 @@ class Database:
     on disk first. When it raises, the group is undone.
     """
 
+    shared = False
+    skip_locked = ""
+
     def __init__(
         self,
         path: Path,
@@ -61,6 +67,7 @@ class Database:
         self._opened: Future[None] = Future()
         self._closing = False
         self._connections: list[sqlite3.Connection] = []
+        self._hints = Hints()
 
     async def open(self) -> "Database":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +114,12 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._read, work)
 
+    def listen(self, topic: str) -> AbstractContextManager[Hint]:
+        return self._hints.listen(topic)
+
+    def tell(self, topic: str) -> None:
+        self._hints.tell(topic)
+
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
@@ -128,6 +141,7 @@ class Database:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA busy_timeout=5000")
+        connection.create_function("clock", 0, time.time)
         return connection
 
     def _run(self) -> None:

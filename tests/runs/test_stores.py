@@ -12,7 +12,8 @@ from mentatlab.runs import events as ev
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
 from mentatlab.runs.schema import SCHEMA
-from mentatlab.runs.store import Idempotency, RunRow, Snapshot, SqliteRunStore
+from mentatlab.runs.sql_store import SqlRunStore
+from mentatlab.runs.store import Idempotency, RunFilter, RunRow, Snapshot
 from mentatlab.sqlite import Database
 
 SNAPSHOT = Snapshot("digest", {"kind": "Flow"}, {"a": {"id": "a"}})
@@ -26,8 +27,8 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def store(database: Database) -> SqliteRunStore:
-    return SqliteRunStore(database)
+def store(database: Database) -> SqlRunStore:
+    return SqlRunStore(database)
 
 
 def row(run_id: str = "rn_1", **more: Any) -> RunRow:
@@ -50,7 +51,7 @@ def after(found: RunRow, count: int, **more: Any) -> RunRow:
     return msgspec.structs.replace(found, last_seq=found.last_seq + count, **more)
 
 
-async def test_a_run_and_its_events_come_back(store: SqliteRunStore) -> None:
+async def test_a_run_and_its_events_come_back(store: SqlRunStore) -> None:
     assert await store.create(row(), SNAPSHOT, [CREATED]) == "rn_1"
     started = ev.NodeStarted(at=2.0, node="a", item=3, attempt=1, resume_from={"p": 4})
     await store.append(after(row(), 1, state="cancelling"), [started])
@@ -64,7 +65,7 @@ async def test_a_run_and_its_events_come_back(store: SqliteRunStore) -> None:
         await store.get("rn_2")
 
 
-async def test_who_lost_the_lease_cannot_append(store: SqliteRunStore) -> None:
+async def test_who_lost_the_lease_cannot_append(store: SqlRunStore) -> None:
     await store.create(row(), SNAPSHOT, [CREATED])
     (taken,) = await store.claim("eng_2")
     assert (taken.owner, taken.epoch) == ("eng_2", 2)
@@ -77,7 +78,7 @@ async def test_who_lost_the_lease_cannot_append(store: SqliteRunStore) -> None:
     assert [seq for seq, _ in await store.events("rn_1")] == [1, 2]
 
 
-async def test_closed_runs_are_not_claimed(store: SqliteRunStore) -> None:
+async def test_closed_runs_are_not_claimed(store: SqlRunStore) -> None:
     for name in ("rn_1", "rn_2"):
         await store.create(row(name), SNAPSHOT, [CREATED])
     await store.close("rn_1", epoch=1)
@@ -85,7 +86,7 @@ async def test_closed_runs_are_not_claimed(store: SqliteRunStore) -> None:
     assert [r.id for r in await store.claim("eng_2")] == ["rn_2"]
 
 
-async def test_an_event_that_is_too_large_appends_nothing(store: SqliteRunStore) -> None:
+async def test_an_event_that_is_too_large_appends_nothing(store: SqlRunStore) -> None:
     await store.create(row(), SNAPSHOT, [CREATED])
     large = ev.NodeSucceeded(at=2.0, node="a", outputs={"x": "y" * ev.MAX_PAYLOAD_BYTES})
     with pytest.raises(TooLarge, match="VALUE_TOO_LARGE"):
@@ -93,7 +94,7 @@ async def test_an_event_that_is_too_large_appends_nothing(store: SqliteRunStore)
     assert (await store.get("rn_1")).last_seq == 1
 
 
-async def test_idempotency_keys(store: SqliteRunStore) -> None:
+async def test_idempotency_keys(store: SqlRunStore) -> None:
     first = Idempotency("k", "request")
     assert await store.find("w", first) is None
     assert await store.create(row(), SNAPSHOT, [CREATED], first) == "rn_1"
@@ -107,22 +108,22 @@ async def test_idempotency_keys(store: SqliteRunStore) -> None:
     assert await store.create(other, SNAPSHOT, [CREATED], first) == "rn_4"
 
 
-async def test_lists_are_newest_first_by_page_and_state(store: SqliteRunStore) -> None:
+async def test_lists_are_newest_first_by_page_and_state(store: SqlRunStore) -> None:
     for n in range(5):
         state = "failed" if n % 2 else "succeeded"
         await store.create(row(f"rn_{n}", state=state), SNAPSHOT, [CREATED])
 
     async def ids(**more: Any) -> list[str]:
-        options = {"state": None, "limit": 2, "before": None, **more}
+        options = {"limit": 2, **more}
         return [r.id for r in await store.list("w", **options)]
 
     assert await ids() == ["rn_4", "rn_3"]
     assert await ids(before="rn_3") == ["rn_2", "rn_1"]
-    assert await ids(state="failed", limit=9) == ["rn_3", "rn_1"]
-    assert await store.list("v", state=None, limit=9, before=None) == []
+    assert await ids(filter=RunFilter(states=("failed",)), limit=9) == ["rn_3", "rn_1"]
+    assert await store.list("v", limit=9) == []
 
 
-async def test_item_events_are_outcomes_and_voids_of_one_node(store: SqliteRunStore) -> None:
+async def test_item_events_are_outcomes_and_voids_of_one_node(store: SqlRunStore) -> None:
     await store.create(row(), SNAPSHOT, [CREATED])
     facts: list[ev.RunFact] = [
         ev.NodeStarted(at=2.0, node="m", item=1, attempt=1),

@@ -7,7 +7,8 @@ from mentatlab.runs.flow_store import FlowStore, StoredFlow
 from mentatlab.runs.key_store import Key, KeyStore, NewKey
 from mentatlab.runs.registry import AgentRegistry, BrokenAgent, RegisteredAgent
 from mentatlab.runs.schema import SCHEMA
-from mentatlab.runs.store import RunStore, SqliteRunStore
+from mentatlab.runs.sql_store import SqlRunStore
+from mentatlab.runs.store import RunStore
 from mentatlab.runs.views import NodeView, RunView, StreamView
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "RunEvent",
     "RunStore",
     "RunView",
-    "SqliteRunStore",
+    "SqlRunStore",
     "StoredFlow",
     "StreamView",
 ]

@@ -36,7 +36,7 @@ from mentatlab.runs.lanes import LOG_PIN, stream_id
 from mentatlab.runs.maps import standing_records
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.state import RUN_TERMINAL, RunState, apply, initial
-from mentatlab.runs.store import Idempotency, RunRow, RunStore, Snapshot, unknown_run
+from mentatlab.runs.store import Idempotency, RunFilter, RunRow, RunStore, Snapshot, unknown_run
 from mentatlab.runs.values import Values, check_inputs
 from mentatlab.runs.views import RunView, summary, view
 from mentatlab.storage.port import Storage
@@ -128,13 +128,10 @@ class Engine:
     async def start(self) -> None:
         """Take over the runs that a former process left."""
         await asyncio.to_thread(shutil.rmtree, self._services.scratch, ignore_errors=True)
-        for row in await self._services.store.claim(self._owner):
-            try:
-                await self._take_over(row)
-            except Exception as error:  # one run must not keep the server from starting
-                logger.exception("run %s cannot be taken over", row.id)
-                known = isinstance(error, MentatError)
-                await self._close_lost(row, fault_of(error) if known else internal_fault(error))
+        await self._services.store.renew(self._owner)
+        while rows := await self._services.store.claim(self._owner):
+            for row in rows:
+                await self._try_to_take_over(row)
 
     async def aclose(self) -> None:
         self._closing = True
@@ -142,6 +139,14 @@ class Engine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _try_to_take_over(self, row: RunRow) -> None:
+        try:
+            await self._take_over(row)
+        except Exception as error:  # one run must not keep the server from starting
+            logger.exception("run %s cannot be taken over", row.id)
+            known = isinstance(error, MentatError)
+            await self._close_lost(row, fault_of(error) if known else internal_fault(error))
 
     async def _take_over(self, row: RunRow) -> None:
         conductor = await self._restore(row)
@@ -328,7 +333,8 @@ class Engine:
         before: str | None = None,
     ) -> Views:
         """Newest first; `before` is the id of the last run of the page before."""
-        rows = await self._services.store.list(workspace, state=state, limit=limit, before=before)
+        wanted = RunFilter(states=(state,) if state else ())
+        rows = await self._services.store.list(workspace, filter=wanted, limit=limit, before=before)
         return [summary(row) for row in rows]
 
     async def cancel(self, run_id: str, *, workspace: str) -> RunView:

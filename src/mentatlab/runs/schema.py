@@ -1,4 +1,8 @@
-"""Tables of runs.db; a new script at the end for every change."""
+"""Tables of runs.db; a new script at the end for every change.
+
+The same scripts make them in Postgres, which reads SQLite's words for types as its own
+(`postgres.py`). So: TEXT, INTEGER, REAL, BLOB; no triggers, no functions.
+"""
 
 SCHEMA = (
     """
@@ -66,5 +70,37 @@ SCHEMA = (
         directory TEXT PRIMARY KEY,
         added_at REAL NOT NULL
     );
+    """,
+    # Which engine lives, what others ask of it, its checkpoints, results to be used again.
+    """
+    ALTER TABLE runs ADD COLUMN origin TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN from_node TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN trigger_name TEXT NOT NULL DEFAULT '';
+    CREATE INDEX runs_by_owner ON runs (owner) WHERE closed = 0;
+    CREATE TABLE engines (
+        id TEXT PRIMARY KEY,
+        lease_until REAL NOT NULL
+    );
+    CREATE TABLE requests (
+        id TEXT PRIMARY KEY,
+        run_id TEXT NOT NULL,
+        request BLOB NOT NULL
+    );
+    CREATE INDEX requests_by_run ON requests (run_id);
+    CREATE TABLE checkpoints (
+        run_id TEXT NOT NULL,
+        node TEXT NOT NULL,
+        item INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (run_id, node, item)
+    );
+    CREATE TABLE cache (
+        workspace TEXT NOT NULL,
+        key TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (workspace, key)
+    );
+    CREATE INDEX cache_by_run ON cache (run_id);
     """,
 )

@@ -1,18 +1,22 @@
-"""The run store port and its SQLite form: runs, their event logs, flow snapshots, idempotency keys.
+"""The run store port: runs, their event logs, flow snapshots, idempotency keys; which engine
+conducts a run, what others ask of it, its checkpoints, and results to be used again.
 
 Appending events and changing the run's row are one transaction, fenced by the lease epoch: an owner
 that lost its lease cannot append.
 """
 
-import sqlite3
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
 
-from mentatlab.protocol.errors import Code, Conflict, Fenced, NotFound
+from mentatlab.database import Hint
+from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.runs import events as ev
-from mentatlab.sqlite import Database
+
+LEASE_S = 10.0
+RENEW_S = 3.0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -25,7 +29,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """One row of `runs`; times are Unix seconds. `closed`: the streams and the projection are done
-    too."""
+    too. `origin`, `from_node` and `trigger` as in `RunCreated`."""
 
     id: str
     workspace: str
@@ -42,11 +46,28 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 1
     last_seq: int = 0
     closed: bool = False
+    origin: str = ""
+    from_node: str = ""
+    trigger: str = ""
 
 
-Rows = list[RunRow]
-Facts = list[ev.RunFact]
-Log = list[tuple[int, ev.RunFact]]
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs of a workspace: those to which all of it applies.
+
+    `since` <= created < `until`, Unix seconds; `trigger` is a whole one or its kind (`schedule`);
+    `text` is a part of the run's id, its flow's, or its reason, in any case.
+    """
+
+    states: tuple[str, ...] = ()
+    flow_id: str | None = None
+    since: float | None = None
+    until: float | None = None
+    trigger: str | None = None
+    origin: str | None = None
+    text: str | None = None
+
+
+EVERY_RUN = RunFilter()
 
 
 class Idempotency(msgspec.Struct, frozen=True):
@@ -54,6 +75,45 @@ class Idempotency(msgspec.Struct, frozen=True):
 
     key: str
     request: str
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What somebody wants of the engine that conducts a run."""
+
+    id: str
+    run_id: str
+    request: dict[str, Any]
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent said last about how far it is: `state` is its own, `offsets` those of its
+    inputs, `heads` of its output lanes when it was read."""
+
+    node: str
+    item: int | None = None
+    attempt: int
+    state: Any
+    offsets: dict[str, int]
+    heads: dict[str, int]
+
+
+class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The outputs of a node, for another run with the same `key`."""
+
+    workspace: str
+    key: str
+    run_id: str
+    node: str
+    item: int | None = None
+    outputs: dict[str, Any]
+    created_at: float
+
+
+Rows = list[RunRow]
+Facts = list[ev.RunFact]
+Log = list[tuple[int, ev.RunFact]]
+Requests = list[Request]
+Checkpoints = list[Checkpoint]
 
 
 class RunStore(Protocol):
@@ -80,10 +140,6 @@ class RunStore(Protocol):
         """
         ...
 
-    async def claim(self, owner: str) -> Rows:
-        """Take over, under a higher epoch, every run that is not closed."""
-        ...
-
     async def close(self, run_id: str, epoch: int) -> None:
         """Everything that follows from the run's end is done."""
         ...
@@ -101,7 +157,12 @@ class RunStore(Protocol):
         ...
 
     async def list(
-        self, workspace: str, *, state: str | None, limit: int, before: str | None
+        self,
+        workspace: str,
+        *,
+        filter: RunFilter = EVERY_RUN,
+        limit: int,
+        before: str | None = None,
     ) -> Rows:
         """Newest first; `before` is a run id."""
         ...
@@ -116,197 +177,59 @@ class RunStore(Protocol):
 
     async def snapshot(self, digest: str) -> Snapshot: ...
 
+    # --- whose a run is
 
-_ROW = """id, workspace, flow_id, digest, engine_version, inputs, state, reason, created_at,
- started_at, finished_at, owner, epoch, last_seq, closed"""
+    async def renew(self, owner: str, lease_s: float = LEASE_S) -> set[str]:
+        """The engine `owner` lives for `lease_s` seconds more, on the database's clock. The runs
+        that are still its own and not closed."""
+        ...
 
+    async def claim(self, owner: str, *, limit: int = 100) -> Rows:
+        """Take over, under a higher epoch, runs that are not closed and whose owner's lease is over
+        or released: the oldest first. When nobody else can write to the store, any other's."""
+        ...
 
-class SqliteRunStore:
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    async def release(self, owner: str) -> None:
+        """End its lease: what it has not closed can be claimed at once."""
+        ...
 
-    async def create(
-        self,
-        row: RunRow,
-        snapshot: Snapshot,
-        events: Sequence[ev.RunFact],
-        idempotency: Idempotency | None = None,
-    ) -> str:
-        encoded = _encode_events(row, events)
+    # --- what others want of a run's owner
 
-        def work(db: sqlite3.Connection) -> str:
-            if idempotency is not None:
-                made = _known(db, row.workspace, idempotency)
-                if made is not None:
-                    return made
-                db.execute(
-                    "INSERT INTO idempotency VALUES (?, ?, ?, ?)",
-                    (row.workspace, idempotency.key, idempotency.request, row.id),
-                )
-            db.execute(
-                "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?)",
-                (
-                    snapshot.digest,
-                    msgspec.json.encode(snapshot.document),
-                    msgspec.json.encode(snapshot.manifests),
-                ),
-            )
-            db.execute(f"INSERT INTO runs ({_ROW}) VALUES ({_marks(15)})", _values(row))
-            db.executemany(_INSERT_EVENT, encoded)
-            return row.id
+    async def ask(self, run_id: str, request: dict[str, Any]) -> None:
+        """For the engine that conducts the run, now or later; at least once, so asking for the same
+        thing twice must do no harm. Forgotten with the run's end. `NotFound(RUN_NOT_FOUND)`"""
+        ...
 
-        return await self._db.write(work)
+    async def asked(self, owner: str) -> Requests:
+        """What is asked of runs that are `owner`'s, the oldest first."""
+        ...
 
-    async def append(self, row: RunRow, events: Sequence[ev.RunFact]) -> None:
-        encoded = _encode_events(row, events)
+    async def answered(self, request: Request) -> None:
+        """It is done; not to be given again."""
+        ...
 
-        def work(db: sqlite3.Connection) -> None:
-            changed = db.execute(
-                "UPDATE runs SET state = ?, reason = ?, started_at = ?, finished_at = ?,"
-                " last_seq = ? WHERE id = ? AND epoch = ? AND last_seq = ?",
-                (
-                    row.state,
-                    row.reason,
-                    row.started_at,
-                    row.finished_at,
-                    row.last_seq,
-                    row.id,
-                    row.epoch,
-                    row.last_seq - len(events),
-                ),
-            ).rowcount
-            if changed == 0:
-                raise Fenced(Code.LEASE_LOST, f"run {row.id} has another owner now")
-            db.executemany(_INSERT_EVENT, encoded)
+    def listen(self, topic: str) -> AbstractContextManager[Hint]:
+        """Hints of news: about a run (by its id) when it ends or something asked of it was done;
+        about an engine (by its owner's id) when something is asked of it. They may be lost: look
+        for yourself, then `await hint.wait()`, which gives up after a second, and look again."""
+        ...
 
-        await self._db.write(work)
+    # --- checkpoints, and results to be used again
 
-    async def claim(self, owner: str) -> Rows:
-        def work(db: sqlite3.Connection) -> Rows:
-            db.execute("UPDATE runs SET epoch = epoch + 1, owner = ? WHERE closed = 0", (owner,))
-            rows = db.execute(f"SELECT {_ROW} FROM runs WHERE closed = 0 ORDER BY id").fetchall()
-            return [_row(r) for r in rows]
+    async def save_checkpoint(self, run_id: str, epoch: int, checkpoint: Checkpoint) -> None:
+        """The last one of its node or item, until that has ended. `Fenced(LEASE_LOST)`"""
+        ...
 
-        return await self._db.write(work)
+    async def checkpoints(self, run_id: str) -> Checkpoints: ...
 
-    async def close(self, run_id: str, epoch: int) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE runs SET closed = 1 WHERE id = ? AND epoch = ?", (run_id, epoch))
+    async def remember(self, entry: CacheEntry) -> None:
+        """In place of an older one with the same key; gone with its run."""
+        ...
 
-        await self._db.write(work)
-
-    async def delete(self, run_id: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM idempotency WHERE run_id = ?", (run_id,))
-            db.execute("DELETE FROM run_events WHERE run_id = ?", (run_id,))
-            found = db.execute(
-                "DELETE FROM runs WHERE id = ? RETURNING digest", (run_id,)
-            ).fetchone()
-            if found is not None:
-                db.execute(_DROP_SNAPSHOT, (found["digest"],))
-
-        await self._db.write(work)
-
-    async def get(self, run_id: str) -> RunRow:
-        def work(db: sqlite3.Connection) -> Any:
-            return db.execute(f"SELECT {_ROW} FROM runs WHERE id = ?", (run_id,)).fetchone()
-
-        found = await self._db.read(work)
-        if found is None:
-            raise unknown_run(run_id)
-        return _row(found)
-
-    async def find(self, workspace: str, idempotency: Idempotency) -> str | None:
-        return await self._db.read(lambda db: _known(db, workspace, idempotency))
-
-    async def list(
-        self, workspace: str, *, state: str | None, limit: int, before: str | None
-    ) -> Rows:
-        sql = f"SELECT {_ROW} FROM runs WHERE workspace = ?"
-        values: list[Any] = [workspace]
-        for condition, value in ((" AND state = ?", state), (" AND id < ?", before)):
-            if value is not None:
-                sql += condition
-                values.append(value)
-        sql += " ORDER BY id DESC LIMIT ?"
-        rows = await self._db.read(lambda db: db.execute(sql, (*values, limit)).fetchall())
-        return [_row(r) for r in rows]
-
-    async def events(self, run_id: str, after: int = 0, limit: int | None = None) -> Log:
-        sql = (
-            "SELECT seq, payload FROM run_events WHERE run_id = ? AND seq > ? ORDER BY seq LIMIT ?"
-        )
-        count = -1 if limit is None else limit
-        rows = await self._db.read(lambda db: db.execute(sql, (run_id, after, count)).fetchall())
-        return [(r["seq"], ev.decode(r["payload"])) for r in rows]
-
-    async def item_events(self, run_id: str, node: str) -> Facts:
-        sql = (
-            "SELECT payload FROM run_events WHERE run_id = ? AND node = ?"
-            f" AND type IN ({_marks(len(_ITEM_TYPES))}) ORDER BY seq"
-        )
-        values = (run_id, node, *_ITEM_TYPES)
-        rows = await self._db.read(lambda db: db.execute(sql, values).fetchall())
-        return [ev.decode(r["payload"]) for r in rows]
-
-    async def snapshot(self, digest: str) -> Snapshot:
-        sql = "SELECT * FROM snapshots WHERE digest = ?"
-        row = await self._db.read(lambda db: db.execute(sql, (digest,)).fetchone())
-        return Snapshot(
-            digest,
-            msgspec.json.decode(row["document"]),
-            msgspec.json.decode(row["manifests"]),
-        )
+    async def cached(self, workspace: str, key: str) -> CacheEntry | None: ...
 
 
 def unknown_run(run_id: str) -> NotFound:
     return NotFound(
         Code.RUN_NOT_FOUND, f"there is no run {run_id}", hint="`mentatlab runs ls` lists them"
     )
-
-
-_INSERT_EVENT = "INSERT INTO run_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_DROP_SNAPSHOT = """
-    DELETE FROM snapshots WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE digest = ?1)
-"""
-_ITEM_TYPES = tuple(
-    str(t.__struct_config__.tag) for t in (ev.NodeSucceeded, ev.NodeFailed, ev.ItemsVoided)
-)
-
-
-def _encode_events(row: RunRow, events: Sequence[ev.RunFact]) -> list[tuple[Any, ...]]:
-    first = row.last_seq - len(events) + 1
-    return [
-        (row.id, seq, ev.stored_type(e), e.node, e.item, e.attempt, ev.encode(e), e.at)
-        for seq, e in enumerate(events, first)
-    ]
-
-
-def _known(db: sqlite3.Connection, workspace: str, idempotency: Idempotency) -> str | None:
-    row = db.execute(
-        "SELECT request, run_id FROM idempotency WHERE workspace = ? AND key = ?",
-        (workspace, idempotency.key),
-    ).fetchone()
-    if row is None:
-        return None
-    if row["request"] != idempotency.request:
-        raise Conflict(
-            Code.IDEMPOTENCY_CONFLICT,
-            "this idempotency key was used for another request",
-            hint="use a new key for a new request",
-        )
-    return row["run_id"]
-
-
-def _marks(count: int) -> str:
-    return ", ".join("?" * count)
-
-
-def _values(row: RunRow) -> tuple[Any, ...]:
-    columns = msgspec.structs.asdict(row)
-    return tuple({**columns, "inputs": msgspec.json.encode(row.inputs)}.values())
-
-
-def _row(row: sqlite3.Row) -> RunRow:
-    columns: dict[str, Any] = {**dict(row), "inputs": msgspec.json.decode(row["inputs"])}
-    return msgspec.convert({**columns, "closed": bool(row["closed"])}, RunRow)

@@ -15,7 +15,7 @@ from mentatlab.runners.port import Runner
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
-from mentatlab.runs.store import SqliteRunStore
+from mentatlab.runs.sql_store import SqlRunStore
 from mentatlab.sqlite import Database
 from mentatlab.storage.manager import StorageManager, open_local
 from mentatlab.streams.hub import StreamingConnectionManager, open_hub
@@ -24,7 +24,7 @@ from mentatlab.streams.hub import StreamingConnectionManager, open_hub
 @dataclass(frozen=True, slots=True, kw_only=True)
 class House:
     engine: Engine
-    store: SqliteRunStore
+    store: SqlRunStore
     hub: StreamingConnectionManager
     storage: StorageManager
     registry: AgentRegistry
@@ -50,7 +50,7 @@ async def open_house(
         runner = await stack.enter_async_context(aclosing(runner or LocalRunner()))
         registry = AgentRegistry(agents, database)
         await registry.load()
-        store = SqliteRunStore(database)
+        store = SqlRunStore(database)
         engine = Engine(
             store=store,
             hub=hub,
