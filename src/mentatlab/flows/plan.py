@@ -53,6 +53,7 @@ class PlanEdge:
     adapter: Adapter = "none"
     source_is_list: bool = False  # items/collect: a list value rather than a stream
     item_type: PinType  # type of what arrives (of one element for streams and lists)
+    live: bool = True  # False: a stream is read when it has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
