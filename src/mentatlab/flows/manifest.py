@@ -26,7 +26,15 @@ from mentatlab.flows.document import (
     read_document,
     whole,
 )
-from mentatlab.protocol.agent import AgentProgram, Resources, Warm, is_reserved
+from mentatlab.protocol.agent import (
+    PROFILES,
+    AgentProgram,
+    Origin,
+    Resources,
+    Warm,
+    is_reserved,
+)
+from mentatlab.protocol.agent import Batch as ProgramBatch
 from mentatlab.protocol.errors import Code, Invalid, Problem, ValidationFailed
 from mentatlab.protocol.pins import (
     MEDIA_TYPES,
@@ -224,8 +232,8 @@ class Execution(Model):
     startup_timeout_s: PositiveNumber = 120.0
     batch: Batch | None = None
 
-    def to_protocol(self) -> Warm | None:
-        if not self.warm:
+    def to_protocol(self, *, service: bool = False) -> Warm | None:
+        if not (self.warm or service):
             return None
         return Warm(
             concurrency=self.concurrency,
@@ -233,6 +241,8 @@ class Execution(Model):
             max_invocations=self.max_invocations,
             max_rss=parse_size(self.max_rss),
             startup_timeout_s=self.startup_timeout_s,
+            batch=self.batch and ProgramBatch(max=self.batch.max, delay_ms=self.batch.delay_ms),
+            service=service,
         )
 
 
@@ -244,16 +254,6 @@ class ResourceSpec(Model):
     max_concurrent: Count | None = None
     scratch: Size | None = Field(default=None, alias="ephemeralStorage")
     profiles: list[str] = []
-
-
-_GI = 1 << 30
-PROFILES: Mapping[str, Resources] = {
-    "text_processing": Resources(cpu=0.5, memory=_GI, scratch=_GI),
-    "audio_processing": Resources(cpu=1, memory=2 * _GI, scratch=5 * _GI),
-    "image_processing": Resources(cpu=2, memory=4 * _GI, scratch=10 * _GI),
-    # A GPU is used where there is one, so it is no request.
-    "video_processing": Resources(cpu=4, memory=8 * _GI, scratch=50 * _GI),
-}
 
 
 def resolve_resources(
@@ -273,6 +273,15 @@ def resolve_resources(
             scratch=max(r.scratch for r in known),
         )
     return msgspec.structs.replace(base, **_explicit(spec))
+
+
+def _origins(spec: ResourceSpec) -> dict[str, Origin]:
+    """Of the numbers that are not defaults. `gpu: true` is a wish, a count a demand."""
+    known = any(name in PROFILES for name in spec.profiles)
+    sized = ("cpu", "memory", "gpu", "scratch") if known else ()
+    origins: dict[str, Origin] = dict.fromkeys(sized, "profile")
+    origins |= dict.fromkeys(_explicit(spec), "manifest")
+    return {**origins, "gpu": "profile"} if spec.gpu is True else origins
 
 
 def _explicit(spec: ResourceSpec) -> dict[str, Any]:
@@ -348,8 +357,9 @@ class Manifest(Model):
             outputs=self.output_pins,
             env=tuple(e.name for e in env if e.value is None),
             fixed_env=tuple((e.name, e.value) for e in env if e.value is not None),
-            warm=self.execution.to_protocol() if self.execution else None,
+            warm=(self.execution or Execution()).to_protocol(service=self.long_running),
             resources=self.limits(),
+            origins=_origins(self.resources),
             outputs_optional=self.old,
         )
 

@@ -1,8 +1,10 @@
 """How a node executes: one attempt as a conversation with an agent process, one-shot or warm."""
 
+from mentatlab.protocol.agent import PROFILES
 from mentatlab.runners.local import LocalRunner
+from mentatlab.runners.machine import Machine, this_machine
 from mentatlab.runners.port import Attempt, Invocation, Outcome, Runner
-from mentatlab.runners.resources import PROFILES, calculate_resources
+from mentatlab.runners.resources import calculate_resources
 from mentatlab.runners.settings import RunnerSettings
 
 __all__ = [
@@ -10,8 +12,10 @@ __all__ = [
     "Attempt",
     "Invocation",
     "LocalRunner",
+    "Machine",
     "Outcome",
     "Runner",
     "RunnerSettings",
     "calculate_resources",
+    "this_machine",
 ]

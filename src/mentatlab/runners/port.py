@@ -46,6 +46,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     hint: str = ""
     exit_code: int | None = None
+    queued_s: float = 0.0  # waiting for a place, cores or memory
+    start_s: float = 0.0  # until a process that was started for it could work
 
 
 class Attempt(Protocol):
@@ -85,9 +87,11 @@ class Attempt(Protocol):
 
 class Runner(Protocol):
     def attempt(self, invocation: Invocation) -> AbstractAsyncContextManager[Attempt]:
-        """Starts on entry; leaving the context without an outcome cancels and kills.
+        """Starts on entry, or as soon as there is room; leaving the context without an outcome
+        cancels and kills.
 
-        A start that fails (program missing, no `ready`) is an `Outcome`, not an exception.
+        Entry does not wait: what is queued can be cancelled. A start that fails (program missing,
+        no `ready`, RESOURCES_UNAVAILABLE) is an `Outcome`, not an exception.
         """
         ...
 
