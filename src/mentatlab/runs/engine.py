@@ -28,15 +28,25 @@ from mentatlab.runners.port import Runner
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
 from mentatlab.runs import signals as sg
-from mentatlab.runs.attempts import Services, fault_of, first_of, internal_fault
 from mentatlab.runs.conductor import Conductor
 from mentatlab.runs.digests import digest_of
 from mentatlab.runs.edges import Edge, MultimodalEdgeProcessor, Sign
+from mentatlab.runs.faults import fault_of, first_of, internal_fault
 from mentatlab.runs.lanes import LOG_PIN, stream_id
 from mentatlab.runs.maps import standing_records
+from mentatlab.runs.ownership import Ownership
 from mentatlab.runs.registry import AgentRegistry
+from mentatlab.runs.services import Services
 from mentatlab.runs.state import RUN_TERMINAL, RunState, apply, initial
-from mentatlab.runs.store import Idempotency, RunFilter, RunRow, RunStore, Snapshot, unknown_run
+from mentatlab.runs.store import (
+    Idempotency,
+    Request,
+    RunFilter,
+    RunRow,
+    RunStore,
+    Snapshot,
+    unknown_run,
+)
 from mentatlab.runs.values import Values, check_inputs
 from mentatlab.runs.views import RunView, summary, view
 from mentatlab.storage.port import Storage
@@ -104,6 +114,8 @@ class Engine:
             chance=chance,
         )
         self._owner = new_id("eng")
+        self.ownership = Ownership(store, self._owner, self)
+        self._keeping: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(max_runs)
         self._live: dict[str, Conductor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -126,27 +138,48 @@ class Engine:
     # -- life
 
     async def start(self) -> None:
-        """Take over the runs that a former process left."""
+        """Take over the runs that a former process left, and where engines share a store, those of
+        others that live no more."""
         await asyncio.to_thread(shutil.rmtree, self._services.scratch, ignore_errors=True)
-        await self._services.store.renew(self._owner)
-        while rows := await self._services.store.claim(self._owner):
-            for row in rows:
-                await self._try_to_take_over(row)
+        await self.ownership.start()
+        self._keeping = asyncio.create_task(self.ownership.keep(), name="ownership")
 
     async def aclose(self) -> None:
         self._closing = True
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *([self._keeping] if self._keeping else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ownership.aclose()
 
-    async def _try_to_take_over(self, row: RunRow) -> None:
+    # -- what its ownership calls
+
+    def conducted(self) -> set[str]:
+        return set(self._live)
+
+    async def adopt(self, row: RunRow) -> None:
         try:
             await self._take_over(row)
         except Exception as error:  # one run must not keep the server from starting
             logger.exception("run %s cannot be taken over", row.id)
             known = isinstance(error, MentatError)
             await self._close_lost(row, fault_of(error) if known else internal_fault(error))
+
+    async def drop(self, run_id: str) -> None:
+        if task := self._tasks.get(run_id):
+            task.cancel()
+            await asyncio.wait([task])
+            await self._clear(run_id)
+
+    async def answer(self, request: Request) -> None:
+        conductor = self._live.get(request.run_id)
+        if conductor is None or conductor.state.finished:
+            return
+        match request.request["verb"]:
+            case "cancel":
+                await conductor.cancel()
+            case verb:
+                logger.error("the run %s is asked for %r", request.run_id, verb)
 
     async def _take_over(self, row: RunRow) -> None:
         conductor = await self._restore(row)
@@ -341,13 +374,16 @@ class Engine:
         """Ask the run to stop; `wait` tells when it has. `Conflict(RUN_TERMINAL)` when it has
         ended."""
         conductor = await self._find(run_id, workspace)
-        if conductor.state.finished or run_id not in self._live:
+        if conductor.state.finished:
             raise Conflict(
                 Code.RUN_TERMINAL,
                 f"the run {run_id} has ended: {conductor.row.state}",
                 hint="an end is final; start a new run to do the work again",
             )
-        await conductor.cancel()
+        if run_id in self._live:
+            await conductor.cancel()
+        else:
+            await self.ownership.ask(run_id, {"verb": "cancel"})
         return await self.get(run_id, workspace=workspace)
 
     async def delete(self, run_id: str, *, workspace: str) -> None:
@@ -365,6 +401,8 @@ class Engine:
             )
         if task := self._tasks.get(run_id):
             await asyncio.wait([task])  # it is putting its things away
+        elif not row.closed:
+            await self.ownership.wait(run_id)  # another engine is
         for lane in await self._services.hub.lanes(run_id):
             await self._storage.release(f"stream:{lane.stream_id}")
         await self._storage.release(f"run:{run_id}")
@@ -374,18 +412,22 @@ class Engine:
     async def wait(self, run_id: str, *, workspace: str | None = None) -> RunView:
         """The run when it has ended, with its streams. Cancelling the waiter does not touch the
         run."""
+        row = await self._row(run_id, workspace)
         conductor, task = self._live.get(run_id), self._tasks.get(run_id)
-        if conductor is None or task is None:
-            row = await self._services.store.get(run_id)
-            return await self.get(run_id, workspace=workspace or row.workspace)
-        if workspace not in (None, conductor.row.workspace):
-            raise unknown_run(run_id)
+        if conductor is not None and task is not None:
+            await self._ended(conductor, task)
+            if conductor.state.finished or self._closing:
+                return await self._view(conductor)
+        await self.ownership.wait(run_id)
+        return await self.get(run_id, workspace=row.workspace)
+
+    async def _ended(self, conductor: Conductor, task: "asyncio.Task[None]") -> None:
+        """The run has, or somebody else conducts it now."""
         ended = asyncio.create_task(conductor.ended.wait())
         try:
             await asyncio.wait([ended, task], return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
-        return await self._view(conductor)
 
     async def outputs(self, run_id: str, *, workspace: str) -> dict[str, Any]:
         """By `node.pin`: what there is so far. A stream is told by its id; one that an output node
@@ -507,10 +549,10 @@ class Engine:
                 self._spawn(conductor, self._in_turn(conductor))
         return made
 
-    async def _row(self, run_id: str, workspace: str) -> RunRow:
+    async def _row(self, run_id: str, workspace: str | None) -> RunRow:
         live = self._live.get(run_id)
         row = live.row if live is not None else await self._services.store.get(run_id)
-        if row.workspace != workspace:
+        if workspace not in (None, row.workspace):
             raise unknown_run(run_id)
         return row
 

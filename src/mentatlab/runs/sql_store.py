@@ -66,6 +66,10 @@ class SqlRunStore:
         self._checkpointed: set[str] = set()  # runs that may have checkpoints
         self._claim = _CLAIM.format(skip_locked=database.skip_locked)
 
+    @property
+    def shared(self) -> bool:
+        return self._db.shared
+
     async def create(
         self,
         row: RunRow,
@@ -233,8 +237,9 @@ class SqlRunStore:
 
     # --- what others want of a run's owner
 
-    async def ask(self, run_id: str, request: dict[str, Any]) -> None:
-        values = (new_id("rq"), run_id, msgspec.json.encode(request))
+    async def ask(self, run_id: str, request: dict[str, Any]) -> Request:
+        asked = Request(new_id("rq"), run_id, request)
+        values = (asked.id, run_id, msgspec.json.encode(request))
 
         def work(db: Connection) -> str:
             sql = "SELECT owner, closed FROM runs WHERE id = ?"
@@ -246,6 +251,11 @@ class SqlRunStore:
             return found["owner"]
 
         self._db.tell(await self._db.write(work))
+        return asked
+
+    async def is_open(self, request: Request) -> bool:
+        sql = "SELECT 1 FROM requests WHERE id = ?"
+        return await self._db.read(lambda db: db.execute(sql, (request.id,)).fetchone()) is not None
 
     async def asked(self, owner: str) -> Requests:
         sql = """

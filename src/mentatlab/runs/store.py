@@ -119,6 +119,11 @@ Checkpoints = list[Checkpoint]
 class RunStore(Protocol):
     """Promises: every call is atomic; a run's events are 1..n; reads see the last commit."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other engines may use it too."""
+        ...
+
     async def create(
         self,
         row: RunRow,
@@ -195,9 +200,13 @@ class RunStore(Protocol):
 
     # --- what others want of a run's owner
 
-    async def ask(self, run_id: str, request: dict[str, Any]) -> None:
+    async def ask(self, run_id: str, request: dict[str, Any]) -> Request:
         """For the engine that conducts the run, now or later; at least once, so asking for the same
         thing twice must do no harm. Forgotten with the run's end. `NotFound(RUN_NOT_FOUND)`"""
+        ...
+
+    async def is_open(self, request: Request) -> bool:
+        """Whether it was not done yet, and its run has not ended."""
         ...
 
     async def asked(self, owner: str) -> Requests:
