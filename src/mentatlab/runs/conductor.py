@@ -22,20 +22,16 @@ from mentatlab.runs import commands as cmd
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
 from mentatlab.runs import signals as sg
-from mentatlab.runs.attempts import (
-    Element,
-    NodeAttempt,
-    RunInfo,
-    SavedState,
-    Services,
-    elements,
-    fault_of,
-)
+from mentatlab.runs.assignment import Assignment, SavedState
+from mentatlab.runs.attempts import NodeAttempt
 from mentatlab.runs.edges import Edge
+from mentatlab.runs.elements import Element, elements
+from mentatlab.runs.faults import fault_of
 from mentatlab.runs.journal import Journal
 from mentatlab.runs.lanes import Standing, stream_id
 from mentatlab.runs.lookups import items_edge, lane_pins
 from mentatlab.runs.maps import MapOutput, MapSource, MapWork, head_of_item, listed
+from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.state import RunState, apply
 from mentatlab.runs.store import RunRow
 from mentatlab.runs.values import Values, run_lanes, stream_value
@@ -285,18 +281,21 @@ class Conductor:
 
     def _start(self, command: cmd.StartNode) -> None:
         node, unit = self.plan.node(command.node), self.state.unit(command.node, command.item)
-        attempt = NodeAttempt(
-            self._services,
-            self._info,
-            self.plan,
-            node,
-            self.values,
+        work = Assignment(
+            services=self._services,
+            run=self._info,
+            plan=self.plan,
+            node=node,
+            values=self.values,
             item=command.item,
-            element=lambda item: self._element(node, item),
-            attempt=command.attempt,
+            number=command.attempt,
             started_at=unit.started_at if unit else self._services.clock(),
             saved=self._saved.pop((command.node, command.item), None),
             standing=self._standing,
+        )
+        attempt = NodeAttempt(
+            work,
+            element=lambda item: self._element(node, item),
             tell=self.tell,
             note=self._note,
         )

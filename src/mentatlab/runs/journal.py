@@ -12,8 +12,8 @@ from mentatlab.flows.plan import PlanNode
 from mentatlab.protocol.errors import MentatError
 from mentatlab.protocol.records import Draft, Producer, end_draft
 from mentatlab.runs import events as ev
-from mentatlab.runs.attempts import RunInfo, Services
 from mentatlab.runs.lanes import LOG_PIN, RUN_NODE, RUN_PIN, stream_id
+from mentatlab.runs.services import RunInfo, Services
 
 logger = logging.getLogger(__name__)
 

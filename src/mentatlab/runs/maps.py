@@ -10,15 +10,10 @@ from mentatlab.flows.plan import PlanNode
 from mentatlab.protocol.errors import Code, MentatError
 from mentatlab.protocol.records import Draft, Producer, RecordType, StreamChunk
 from mentatlab.runs import events as ev
-from mentatlab.runs.attempts import (
-    Element,
-    RunInfo,
-    Services,
-    StreamBrokenError,
-    chunk_draft,
-    fault_of,
-)
+from mentatlab.runs.elements import Element, StreamBrokenError, chunk_draft
+from mentatlab.runs.faults import fault_of
 from mentatlab.runs.lanes import stream_id
+from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.signals import ItemsOffered, LaneActive, MapFailed, Signal
 
 _LEAD = 2

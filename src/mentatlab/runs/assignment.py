@@ -1,0 +1,79 @@
+"""What one attempt is about, for its inputs, its conversation and its outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mentatlab.flows.plan import Plan, PlanNode
+from mentatlab.protocol.agent import AgentProgram
+from mentatlab.protocol.pins import Pin
+from mentatlab.runs.edges import Edge
+from mentatlab.runs.lanes import Standing, stream_id
+from mentatlab.runs.services import RunInfo, Services
+from mentatlab.runs.values import Values
+
+MAX_CHUNK_BYTES = 256 * 1024
+"""A chunk over this is stored, and its record refers to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """A checkpoint: `offsets` of the inputs, `heads` of the output lanes when it was read."""
+
+    state: Any
+    offsets: Mapping[str, int]
+    heads: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """`saved`: the checkpoint that the attempt starts from; `standing`: by lane, which records
+    count; `started_at`: when the node's (item's) first attempt began, Unix seconds."""
+
+    services: Services
+    run: RunInfo
+    plan: Plan
+    node: PlanNode
+    values: Values
+    item: int | None
+    number: int
+    started_at: float
+    saved: SavedState | None
+    standing: Mapping[str, Standing]
+
+    @property
+    def program(self) -> AgentProgram:
+        manifest = self.node.manifest
+        assert manifest is not None
+        return self.services.registry.get(f"{manifest.id}:{manifest.version}").entry
+
+    @property
+    def scratch(self) -> Path:
+        """The attempt's own folder."""
+        place = "-" if self.item is None else str(self.item)
+        return self.services.scratch / self.run.id / self.node.id / place / str(self.number)
+
+    @property
+    def out_dir(self) -> Path:
+        return self.scratch / "out"
+
+    def lane(self, pin: str) -> str:
+        return stream_id(self.run.id, self.node.id, pin)
+
+    def edge(self, pin: Pin, *, owner: str = "", below: Path | None = None) -> Edge:
+        return Edge(
+            workspace=self.run.workspace,
+            flow_id=self.run.flow_id,
+            run_id=self.run.id,
+            node_id=self.node.id,
+            pin=pin,
+            owner=owner or f"run:{self.run.id}",
+            now_ms=int(self.services.clock() * 1000),
+            below=below,
+        )
+
+    def chunk_edge(self, pin: Pin) -> Edge:
+        """Of one element that the agent gives for the pin's lane."""
+        edge = self.edge(pin, owner=f"stream:{self.lane(pin.name)}", below=self.out_dir)
+        return replace(edge, max_inline=MAX_CHUNK_BYTES)
