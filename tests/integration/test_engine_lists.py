@@ -9,6 +9,8 @@ from typing import Any
 from mentatlab.flows.flow import load_flow
 from mentatlab.flows.plan import Plan, PlanEdge, PlanNode, RunInput, compile_plan
 from mentatlab.protocol.pins import Pin, PinType
+from mentatlab.runs.events import RunCreated
+from mentatlab.runs.intake import Draft
 from mentatlab.runs.store import RunRow, Snapshot
 from mentatlab.testing.house import House, open_house, write_agent
 
@@ -77,8 +79,9 @@ async def submit(house: House, plan: Plan, values: Any) -> str:
         created_at=time.time(),
         owner="test",
     )
-    house.engine._remember(plan)
-    return await house.engine._create(plan, row, Snapshot(plan.digest, FLOW, {}), None)
+    created = RunCreated(at=row.created_at, flow_id="f", digest=plan.digest)
+    draft = Draft(plan, row, Snapshot(plan.digest, FLOW, {}), (created,), None)
+    return await house.engine.begin(draft)
 
 
 def write_agents(root: Path) -> Path:

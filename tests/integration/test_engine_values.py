@@ -8,6 +8,7 @@ import pytest
 from tests.support.api import processes_of
 
 from mentatlab.protocol.errors import Conflict, NotFound, ValidationFailed
+from mentatlab.runs.limits import Limits
 from mentatlab.testing.house import open_house, write_agent
 
 CLASSIC_ECHO = """
@@ -312,7 +313,7 @@ async def test_runs_beyond_the_limit_wait_as_queued(tmp_path: Path) -> None:
     sleeping = flow(
         [{"id": "sleep", "type": "sleeper", "params": {"pid": str(tmp_path / "pid")}}], []
     )
-    async with open_house(tmp_path / "home", [agents], max_runs=1) as house:
+    async with open_house(tmp_path / "home", [agents], limits=Limits(max_runs=1)) as house:
         first = await house.engine.submit(sleeping, {"sleep": "x"})
         await until_written(tmp_path / "pid")
         second = await house.engine.submit(ECHO_THEN_SHOUT, {"ask": "x"})

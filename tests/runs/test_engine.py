@@ -17,6 +17,7 @@ from mentatlab.protocol.events import Log, Metric, Progress
 from mentatlab.protocol.records import RecordType
 from mentatlab.protocol.values import is_object
 from mentatlab.runs.events import RunFact
+from mentatlab.runs.limits import Limits
 from mentatlab.runs.store import RunRow
 from mentatlab.runs.views import RunView
 from mentatlab.testing.house import House, open_house, write_agent
@@ -580,7 +581,7 @@ async def test_a_queued_run_starts_after_a_stop(opened: Open) -> None:
     async def fine(call: Call) -> dict[str, Any]:
         return {"text": "x"}
 
-    async with opened({"text": forever}, max_runs=1) as house:
+    async with opened({"text": forever}, limits=Limits(max_runs=1)) as house:
         await house.engine.submit(ONE, {})
         queued = await house.engine.submit(ONE, {})
         assert queued.state in ("created", "queued")
@@ -594,7 +595,7 @@ async def test_a_queued_run_starts_after_a_stop(opened: Open) -> None:
 async def test_no_more_runs_than_slots_are_conducted_however_many_come_at_once(
     opened: Open,
 ) -> None:
-    async with opened({"text": forever}, max_runs=2) as house:
+    async with opened({"text": forever}, limits=Limits(max_runs=2)) as house:
         await asyncio.gather(*(house.engine.submit(ONE, {}) for _ in range(8)))
         states = Counter(run.state for run in await house.engine.list("default"))
         assert states == {"running": 2, "queued": 6}

@@ -32,7 +32,7 @@ from mentatlab.runs.lanes import Standing, stream_id
 from mentatlab.runs.lookups import items_edge, lane_pins
 from mentatlab.runs.maps import MapOutput, MapSource, MapWork, head_of_item, listed
 from mentatlab.runs.services import RunInfo, Services
-from mentatlab.runs.state import RunState, apply
+from mentatlab.runs.state import NodePhase, RunState, apply
 from mentatlab.runs.store import RunRow
 from mentatlab.runs.values import Values, run_lanes, stream_value
 
@@ -55,6 +55,8 @@ class Conductor:
         self._info = RunInfo(id=row.id, workspace=row.workspace, flow_id=row.flow_id)
         self._journal = Journal(services, self._info)
         self._inbox: asyncio.Queue[sg.Signal] = asyncio.Queue()
+        self._told = self._heard = 0
+        self._asking: list[tuple[int, asyncio.Event]] = []
         self._attempts: dict[tuple[str, int | None, int], NodeAttempt] = {}
         self._saved: dict[_UNIT, SavedState] = {}
         self._standing: dict[str, Standing] = {}
@@ -69,9 +71,12 @@ class Conductor:
     # -- what the engine calls
 
     async def open_lanes(self) -> None:
-        """The run's own lane and every output lane; those that are there stay as they are."""
+        """The run's own lane and every output lane; those that are there stay as they are. What a
+        node gave in another run stands in the lanes of that run."""
         await self._journal.open()
         for node, pin in run_lanes(self.plan):
+            if self.state.nodes[node.id].phase is NodePhase.CACHED:
+                continue
             session = await self._services.hub.create_stream(
                 node.type,
                 pin,
@@ -85,8 +90,7 @@ class Conductor:
             self._standing[session.stream_id] = Standing(ranges) if ranges else Standing()
 
     def created(self, events: Sequence[ev.RunFact]) -> None:
-        """The run was committed, to begin later."""
-        self.state = functools.reduce(apply, events, self.state)
+        """The run was committed with these events, to begin later."""
         self._journal.add(1, events)
 
     def begun(self, decision: d.Decision, created: Sequence[ev.RunFact]) -> None:
@@ -102,6 +106,15 @@ class Conductor:
 
     def tell(self, signal: sg.Signal) -> None:
         self._inbox.put_nowait(signal)
+        self._told += 1
+
+    async def ask(self, signal: sg.Signal) -> None:
+        """Tell, and return when what follows is committed, or the run has ended."""
+        self.tell(signal)
+        if not self._ending.is_set():
+            done = asyncio.Event()
+            self._asking.append((self._told, done))
+            await done.wait()
 
     def begin(self) -> None:
         """There is room for the run: let it start, or go on after a recovery."""
@@ -124,6 +137,7 @@ class Conductor:
                 await self._conduct()
         finally:
             self._ending.set()
+            self._answer(self._told)
             for timer in self._timers:
                 timer.cancel()
         await self._close()
@@ -190,9 +204,15 @@ class Conductor:
         if events:
             await self._commit(state, events)
         self.state = state
+        self._heard += len(signals)
         if state.ending is not None:
             self._ending.set()
+        self._answer(self._heard)
         await self._carry_out(commands)
+
+    def _answer(self, heard: int) -> None:
+        while self._asking and self._asking[0][0] <= heard:
+            self._asking.pop(0)[1].set()
 
     def _informed(self, signal: sg.Signal) -> sg.Signal:
         """What consumers were given, as it is when the producer's restart is decided."""
@@ -356,6 +376,8 @@ class Conductor:
             error = (_STREAM_ERRORS.get(command.error.code, "agent_error"), text)
         reason: EndReason = "cancelled" if command.outcome == "cancelled" else "complete"
         name = self._lane(command.node, command.pin)
+        if name not in self._standing:
+            return  # another run's, which has ended it
         try:
             await self._services.hub.end_stream(name, reason=reason, error=error)
         except MentatError:

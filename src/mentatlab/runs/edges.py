@@ -141,6 +141,25 @@ class MultimodalEdgeProcessor:
         _check_type(blob, PinType(type))
         return blob.reference()
 
+    async def own(self, value: Any, workspace: str, owner: str) -> None:
+        """The references inside a value gain an owner. `NotFound`, `Gone` when one is not there."""
+
+        async def add(reference: dict[str, Any]) -> dict[str, Any]:
+            blob = await self._storage.get(reference, workspace=workspace)
+            await self._storage.add_owner(blob.id, owner)
+            return reference
+
+        await _each_reference(value, add)
+
+    async def check_there(self, value: Any, workspace: str) -> None:
+        """`NotFound`, `Gone` when a reference inside the value is not there any more."""
+
+        async def look(reference: dict[str, Any]) -> dict[str, Any]:
+            await self._storage.get(reference, workspace=workspace)
+            return reference
+
+        await _each_reference(value, look)
+
     async def deliver(self, edge: Edge, value: Any, budget: Budget) -> Any:
         """The value as the agent gets it; raises what breaks the pin's type or constraints."""
         pin = edge.pin

@@ -1,53 +1,33 @@
-"""The engine: takes runs, conducts each in a task of its own, and after a crash goes on with those
-that had not ended.
-"""
+"""The engine: takes runs, has them conducted, tells how they are. The room's parts meet here."""
 
 import asyncio
-import itertools
 import logging
 import random
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from functools import reduce
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import msgspec
-
-from mentatlab import __version__
-from mentatlab.flows.flow import load_flow
-from mentatlab.flows.manifest import Manifest, load_manifest
-from mentatlab.flows.plan import Plan, compile_plan
-from mentatlab.protocol.errors import Code, Conflict, Fenced, MentatError, NotFound, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, NotFound, Unavailable
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Runner
-from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
-from mentatlab.runs import signals as sg
+from mentatlab.runs import reruns, steering
 from mentatlab.runs.conductor import Conductor
-from mentatlab.runs.digests import digest_of
-from mentatlab.runs.edges import Edge, MultimodalEdgeProcessor, Sign
-from mentatlab.runs.faults import fault_of, first_of, internal_fault
+from mentatlab.runs.edges import MultimodalEdgeProcessor, Sign
+from mentatlab.runs.intake import Draft, Intake, Wish
 from mentatlab.runs.lanes import LOG_PIN, stream_id
+from mentatlab.runs.limits import Limits
 from mentatlab.runs.maps import standing_records
 from mentatlab.runs.ownership import Ownership
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.services import Services
-from mentatlab.runs.state import RUN_TERMINAL, RunState, apply, initial
-from mentatlab.runs.store import (
-    Idempotency,
-    Request,
-    RunFilter,
-    RunRow,
-    RunStore,
-    Snapshot,
-    unknown_run,
-)
-from mentatlab.runs.values import Values, check_inputs
+from mentatlab.runs.stage import Stage
+from mentatlab.runs.state import RUN_TERMINAL
+from mentatlab.runs.store import Request, RunFilter, RunRow, RunStore, unknown_run
 from mentatlab.runs.views import RunView, summary, view
 from mentatlab.storage.port import Storage
 from mentatlab.storage.s3_inputs import S3Inputs
@@ -59,26 +39,11 @@ Views = list[RunView]
 Events = list[ev.RunEvent]
 LogLines = list[dict[str, Any]]
 
-T = TypeVar("T")
-_MAX_PLANS = 256
-_GIVE_UP_DELAYS_S = (0.1, 0.5, 2.0, 10.0)
-
-MAX_RUNS = 64
-"""Runs conducted at a time; others wait as `queued`."""
-
-
-class _Compiled(NamedTuple):
-    """A flow document's plan, as long as the agents that it names are these."""
-
-    plan: Plan
-    snapshot: Snapshot
-    used: Mapping[str, Manifest]
-
 
 class Engine:
     """`await start()`, then runs may be submitted; `await aclose()` stops without ending them: what
     had not ended goes on at the next start. `scratch` is the folder for attempts and belongs to the
-    engine."""
+    engine. `streaming` off = batch mode: a consumer starts when its stream has ended."""
 
     def __init__(
         self,
@@ -94,12 +59,14 @@ class Engine:
         url: str = "",
         sign: Sign | None = None,
         s3_inputs: S3Inputs | None = None,
-        max_runs: int = MAX_RUNS,
+        limits: Limits | None = None,
+        streaming: bool = True,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.edges = MultimodalEdgeProcessor(storage, sign=sign, s3_inputs=s3_inputs)
         self._storage = storage
+        limits = limits or Limits()
         self._services = Services(
             store=store,
             hub=hub,
@@ -110,18 +77,14 @@ class Engine:
             environment=environment or {},
             secret=secret,
             url=url,
+            limits=limits,
             clock=clock,
             chance=chance,
         )
-        self._owner = new_id("eng")
-        self.ownership = Ownership(store, self._owner, self)
+        self._intake = Intake(self._services, storage, limits, streaming=streaming)
+        self._stage = Stage(self._services, self._intake, limits)
+        self.ownership = Ownership(store, new_id("eng"), self)
         self._keeping: asyncio.Task[None] | None = None
-        self._slots = asyncio.Semaphore(max_runs)
-        self._live: dict[str, Conductor] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._plans: dict[str, Plan] = {}
-        self._compiled: dict[str, _Compiled] = {}
-        self._closing = False
 
     async def __aenter__(self) -> "Engine":
         await self.start()
@@ -145,156 +108,30 @@ class Engine:
         self._keeping = asyncio.create_task(self.ownership.keep(), name="ownership")
 
     async def aclose(self) -> None:
-        self._closing = True
-        tasks = [*self._tasks.values(), *([self._keeping] if self._keeping else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._stage.closing = True
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await self._stage.aclose()
         await self.ownership.aclose()
 
     # -- what its ownership calls
 
     def conducted(self) -> set[str]:
-        return set(self._live)
+        return set(self._stage.live)
 
     async def adopt(self, row: RunRow) -> None:
-        try:
-            await self._take_over(row)
-        except Exception as error:  # one run must not keep the server from starting
-            logger.exception("run %s cannot be taken over", row.id)
-            known = isinstance(error, MentatError)
-            await self._close_lost(row, fault_of(error) if known else internal_fault(error))
+        await self._stage.adopt(row)
 
     async def drop(self, run_id: str) -> None:
-        if task := self._tasks.get(run_id):
-            task.cancel()
-            await asyncio.wait([task])
-            await self._clear(run_id)
+        await self._stage.drop(run_id)
 
     async def answer(self, request: Request) -> None:
-        conductor = self._live.get(request.run_id)
-        if conductor is None or conductor.state.finished:
-            return
-        match request.request["verb"]:
-            case "cancel":
-                await conductor.cancel()
-            case verb:
-                logger.error("the run %s is asked for %r", request.run_id, verb)
+        conductor = self._stage.live.get(request.run_id)
+        if conductor is not None and not conductor.state.finished:
+            await self._tell(conductor, request.request)
 
-    async def _take_over(self, row: RunRow) -> None:
-        conductor = await self._restore(row)
-        await conductor.open_lanes()
-        if row.state in RUN_TERMINAL:
-            self._spawn(conductor, conductor.finish_recovered)
-        else:
-            await conductor.recover()
-            self._spawn(conductor, self._in_turn(conductor))
-
-    async def _close_lost(self, row: RunRow, fault: ev.Fault) -> None:
-        """A run whose plan this version cannot make any more."""
-        if row.state not in RUN_TERMINAL:
-            now = self._services.clock()
-            end = ev.RunFinished(at=now, state="failed", reason="engine_lost", error=fault)
-            row = msgspec.structs.replace(
-                row,
-                state="failed",
-                reason=end.reason,
-                finished_at=now,
-                last_seq=row.last_seq + 1,
-            )
-            await self._services.store.append(row, [end])
-        for lane in await self._services.hub.lanes(row.id):
-            await self._services.hub.end_stream(lane.stream_id, error=("internal", fault.message))
-        await self._services.store.close(row.id, row.epoch)
-
-    async def _restore(self, row: RunRow) -> Conductor:
-        """A run as its log tells it."""
-        plan = await self._plan_of(row)
-        facts = [event for _, event in await self._services.store.events(row.id)]
-        values = Values(plan, row.inputs)
-        values.add(facts)
-        state = reduce(apply, facts, _initial(plan))
-        return Conductor(self._services, row, plan, state, values)
-
-    async def _plan_of(self, row: RunRow) -> Plan:
-        plan = self._plans.get(row.digest)
-        if plan is None:
-            plan = plan_of(await self._services.store.snapshot(row.digest))
-            self._remember(plan)
-        return plan
-
-    def _remember(self, plan: Plan) -> None:
-        _put(self._plans, plan.digest, plan)
-
-    def _spawn(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
-        if self._closing:
-            return  # the next start goes on with it
-        run_id = conductor.row.id
-        self._live[run_id] = conductor
-        task = asyncio.create_task(self._conduct(conductor, work), name=f"run {run_id}")
-        self._tasks[run_id] = task
-        task.add_done_callback(lambda _: self._forget(run_id))
-
-    def _forget(self, run_id: str) -> None:
-        self._tasks.pop(run_id, None)
-        self._live.pop(run_id, None)
-
-    def _in_turn(self, conductor: Conductor) -> Callable[[], Awaitable[None]]:
-        """The run takes signals at once: it can be cancelled while it waits for its slot."""
-
-        async def run() -> None:
-            async with asyncio.TaskGroup() as group:
-                gate = group.create_task(self._hold_slot(conductor))
-                await conductor.run()
-                gate.cancel()
-
-        return run
-
-    def _in_slot(
-        self, conductor: Conductor, slot: AbstractAsyncContextManager[object]
-    ) -> Callable[[], Awaitable[None]]:
-        """The run has its slot already."""
-
-        async def run() -> None:
-            async with slot:
-                await conductor.run()
-
-        return run
-
-    async def _hold_slot(self, conductor: Conductor) -> None:
-        async with self._slots:
-            conductor.begin()
-            await asyncio.Event().wait()
-
-    async def _conduct(self, conductor: Conductor, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except* MentatError as group:
-            await self._give_up(conductor, fault_of(first_of(group)))
-        except* Exception as group:  # noqa: BLE001 (a bug in one run must not end the others)
-            await self._give_up(conductor, internal_fault(first_of(group)))
-        await self._clear(conductor.row.id)
-
-    async def _clear(self, run_id: str) -> None:
-        folder = self._services.scratch / run_id
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    async def _give_up(self, conductor: Conductor, fault: ev.Fault) -> None:
-        """The run cannot go on. Recording that may have to wait until the disk has room again."""
-        if self._closing:
-            return
-        logger.exception("run %s cannot go on: %s", conductor.row.id, fault.message)
-        for delay in itertools.chain(_GIVE_UP_DELAYS_S, itertools.repeat(_GIVE_UP_DELAYS_S[-1])):
-            try:
-                await conductor.fail(fault)
-                return
-            except Fenced:
-                if not await conductor.reread():
-                    return  # it has another owner
-            except MentatError:
-                await asyncio.sleep(delay)
-
-    # -- use
+    # -- runs to be made
 
     async def submit(
         self,
@@ -303,44 +140,132 @@ class Engine:
         *,
         workspace: str = "default",
         idempotency_key: str | None = None,
+        trigger: str = "",
     ) -> RunView:
         """Check and start a run. `ValidationFailed` with every problem of the flow, or of the
-        inputs.
+        inputs; `TooLarge`, `Unavailable(TOO_MANY_RUNS)`.
 
         The same `idempotency_key` with the same request answers the run that it made before.
+        `trigger` as in `RunCreated`.
         """
-        if self._closing:
+        wish = Wish(
+            document=document,
+            inputs=inputs,
+            workspace=workspace,
+            idempotency_key=idempotency_key,
+            trigger=trigger,
+        )
+        return await self._made(wish)
+
+    async def rerun(
+        self,
+        run_id: str,
+        *,
+        workspace: str,
+        from_node: str = "",
+        params: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> RunView:
+        """A new run of the same flow with the same inputs, and `params` (by node) changed; agents
+        are those that are registered now. With `from_node` only that node, nodes with changed
+        parameters, what did not end well, and what depends on these run; the rest is taken from
+        this run.
+
+        `Conflict(RUN_ACTIVE)` before its end, `NotFound(UNKNOWN_NODE)`, `Invalid(BAD_PARAM)`.
+        """
+        row = await self._row(run_id, workspace)
+        if row.state not in RUN_TERMINAL:
+            raise _active(row, "wait for its end, or cancel it")
+        snapshot = await self._services.store.snapshot(row.digest)
+        wish = Wish(
+            document=reruns.with_params(snapshot.document, params or {}),
+            inputs=row.inputs,
+            workspace=workspace,
+            idempotency_key=idempotency_key,
+            origin=run_id,
+            from_node=from_node,
+        )
+        if from_node:
+            begun = {from_node, *(params or {})}
+            wish = await self._intake.continuing(wish, await self._origin(row), begun)
+        return await self._made(wish)
+
+    async def _origin(self, row: RunRow) -> reruns.Origin:
+        conductor = await self._stage.restore(row)
+        facts = tuple(fact for _, fact in await self._services.store.events(row.id))
+        return reruns.Origin(
+            run_id=row.id,
+            plan=conductor.plan,
+            state=conductor.state,
+            outputs=reruns.outputs_of(facts),
+            facts=facts,
+        )
+
+    async def _made(self, wish: Wish) -> RunView:
+        if self._stage.closing:
             raise Unavailable(
                 Code.UNAVAILABLE, "the engine is closing", hint="try again when the server is up"
             )
-        idempotency = idempotency_key and Idempotency(
-            idempotency_key, digest_of([document, inputs])
-        )
-        if idempotency:
-            made = await self._services.store.find(workspace, idempotency)
-            if made is not None:
-                return await self.get(made, workspace=workspace)
-        plan, snapshot, _ = self._compile(document)
-        check_inputs(plan, inputs)
-        run_id = new_id("rn")
+        made = await self._intake.known(wish)
+        if made is None:
+            made = await self.begin(await self._intake.draft(wish, self.ownership.owner))
+        return await self.get(made, workspace=wish.workspace)
+
+    async def begin(self, draft: Draft) -> str:
+        """The id of the run that the draft has become, or of that which its idempotency key made
+        meanwhile. `Unavailable(TOO_MANY_RUNS)`"""
+        self._intake.keep(draft.plan)
         try:
-            stored = await self._stored_inputs(plan, inputs, run_id, workspace)
-        except BaseException:
-            await asyncio.shield(self._storage.release(f"run:{run_id}"))
+            return await self._stage.begin(draft)
+        except Unavailable:
+            await asyncio.shield(self._intake.discard(draft.row.id))
             raise
-        row = RunRow(
-            id=run_id,
-            workspace=workspace,
-            flow_id=plan.flow_id,
-            digest=snapshot.digest,
-            engine_version=__version__,
-            inputs=stored,
-            state="created",
-            created_at=self._services.clock(),
-            owner=self._owner,
-        )
-        made = await self._create(plan, row, snapshot, idempotency or None)
-        return await self.get(made, workspace=workspace)
+
+    # -- runs under way
+
+    async def cancel(self, run_id: str, *, workspace: str) -> RunView:
+        """Ask the run to stop; `wait` tells when it has. `Conflict(RUN_TERMINAL)` when it has
+        ended."""
+        return await self._steer(run_id, workspace, steering.CANCEL)
+
+    async def pause(self, run_id: str, *, workspace: str) -> RunView:
+        """Nothing new starts; what runs goes on to its end. `Conflict(RUN_NOT_RUNNING)`"""
+        return await self._steer(run_id, workspace, steering.PAUSE)
+
+    async def resume(self, run_id: str, *, workspace: str) -> RunView:
+        return await self._steer(run_id, workspace, steering.RESUME)
+
+    async def decide_gate(
+        self,
+        run_id: str,
+        node: str,
+        *,
+        approved: bool,
+        by: str,
+        comment: str = "",
+        workspace: str,
+    ) -> RunView:
+        """`Conflict(GATE_NOT_OPEN)` unless the gate waits for an approval."""
+        request = steering.gate(node, approved=approved, by=by, comment=comment)
+        return await self._steer(run_id, workspace, request)
+
+    async def _steer(self, run_id: str, workspace: str, request: steering.Request) -> RunView:
+        conductor = await self._find(run_id, workspace)
+        steering.check(run_id, conductor.state, request)
+        if run_id in self._stage.live:
+            await self._tell(conductor, request)
+        else:
+            await self.ownership.ask(run_id, request)
+        return await self.get(run_id, workspace=workspace)
+
+    async def _tell(self, conductor: Conductor, request: steering.Request) -> None:
+        signal = steering.signal_of(request, self._services.clock())
+        if signal is None:
+            logger.error("the run %s is asked for %r", conductor.row.id, request)
+        else:
+            await conductor.ask(signal)
+
+    # -- how they are
 
     async def get(self, run_id: str, *, workspace: str) -> RunView:
         """`NotFound(RUN_NOT_FOUND)` for an unknown run, or one of another workspace."""
@@ -370,22 +295,6 @@ class Engine:
         rows = await self._services.store.list(workspace, filter=wanted, limit=limit, before=before)
         return [summary(row) for row in rows]
 
-    async def cancel(self, run_id: str, *, workspace: str) -> RunView:
-        """Ask the run to stop; `wait` tells when it has. `Conflict(RUN_TERMINAL)` when it has
-        ended."""
-        conductor = await self._find(run_id, workspace)
-        if conductor.state.finished:
-            raise Conflict(
-                Code.RUN_TERMINAL,
-                f"the run {run_id} has ended: {conductor.row.state}",
-                hint="an end is final; start a new run to do the work again",
-            )
-        if run_id in self._live:
-            await conductor.cancel()
-        else:
-            await self.ownership.ask(run_id, {"verb": "cancel"})
-        return await self.get(run_id, workspace=workspace)
-
     async def delete(self, run_id: str, *, workspace: str) -> None:
         """An ended run with its events and streams; what it stored stays as long as others need it.
 
@@ -394,12 +303,8 @@ class Engine:
         """
         row = await self._row(run_id, workspace)
         if row.state not in RUN_TERMINAL:
-            raise Conflict(
-                Code.RUN_ACTIVE,
-                f"the run {run_id} is {row.state}",
-                hint=f"end it first: `mentatlab runs cancel {run_id}`",
-            )
-        if task := self._tasks.get(run_id):
+            raise _active(row, f"end it first: `mentatlab runs cancel {run_id}`")
+        if task := self._stage.tasks.get(run_id):
             await asyncio.wait([task])  # it is putting its things away
         elif not row.closed:
             await self.ownership.wait(run_id)  # another engine is
@@ -413,10 +318,10 @@ class Engine:
         """The run when it has ended, with its streams. Cancelling the waiter does not touch the
         run."""
         row = await self._row(run_id, workspace)
-        conductor, task = self._live.get(run_id), self._tasks.get(run_id)
+        conductor, task = self._stage.live.get(run_id), self._stage.tasks.get(run_id)
         if conductor is not None and task is not None:
             await self._ended(conductor, task)
-            if conductor.state.finished or self._closing:
+            if conductor.state.finished or self._stage.closing:
                 return await self._view(conductor)
         await self.ownership.wait(run_id)
         return await self.get(run_id, workspace=row.workspace)
@@ -476,81 +381,8 @@ class Engine:
 
     # -- parts of these
 
-    def _compile(self, document: Mapping[str, Any]) -> _Compiled:
-        digest, registry = digest_of(document), self._services.registry
-        known = self._compiled.get(digest)
-        if known and all(registry.manifest(name) is used for name, used in known.used.items()):
-            return known
-        used: dict[str, Manifest] = {}
-
-        def look_up(name: str) -> Manifest | None:
-            manifest = registry.manifest(name)
-            if manifest is not None:
-                used[name] = manifest
-            return manifest
-
-        plan = compile_plan(load_flow(document), look_up)
-        manifests = {name: manifest.document() for name, manifest in used.items()}
-        self._remember(plan)
-        compiled = _Compiled(plan, Snapshot(plan.digest, dict(document), manifests), used)
-        _put(self._compiled, digest, compiled)
-        return compiled
-
-    async def _stored_inputs(
-        self, plan: Plan, inputs: Mapping[str, Any], run_id: str, workspace: str
-    ) -> dict[str, Any]:
-        """References are checked and gain the run as an owner; large values are stored."""
-        stored: dict[str, Any] = {}
-        for name, value in inputs.items():
-            wanted = plan.input(name)
-            assert wanted is not None
-            edge = Edge(
-                workspace=workspace,
-                flow_id=plan.flow_id,
-                run_id=run_id,
-                node_id=wanted.node,
-                pin=wanted.pin,
-                owner=f"run:{run_id}",
-                now_ms=int(self._services.clock() * 1000),
-            )
-            stored[name] = await self.edges.take_input(edge, value)
-        return stored
-
-    async def _create(
-        self, plan: Plan, row: RunRow, snapshot: Snapshot, idempotency: Idempotency | None
-    ) -> str:
-        """The run and, when there is room, its first decision are one commit."""
-        at = row.created_at
-        created = ev.RunCreated(at=at, flow_id=plan.flow_id, digest=plan.digest)
-        state = apply(_initial(plan), created)
-        now = d.decide(plan, state, sg.Begin(at=at))
-        room = not self._slots.locked() and not now.state.finished
-        facts = [created, *now.events] if room else [created]
-        row = msgspec.structs.replace(
-            row,
-            state=str(now.state.phase if room else state.phase),
-            started_at=at if room else None,
-            last_seq=len(facts),
-        )
-        conductor = Conductor(self._services, row, plan, _initial(plan), Values(plan, row.inputs))
-        async with AsyncExitStack() as slot:
-            if room:
-                await slot.enter_async_context(self._slots)  # at once: no other run sees it free
-            await conductor.open_lanes()
-            made = await self._services.store.create(row, snapshot, facts, idempotency)
-            if made != row.id:
-                await self._services.hub.delete_run(row.id)
-                await self._storage.release(f"run:{row.id}")
-            elif room:
-                conductor.begun(now, [created])
-                self._spawn(conductor, self._in_slot(conductor, slot.pop_all()))
-            else:
-                conductor.created([created])
-                self._spawn(conductor, self._in_turn(conductor))
-        return made
-
     async def _row(self, run_id: str, workspace: str | None) -> RunRow:
-        live = self._live.get(run_id)
+        live = self._stage.live.get(run_id)
         row = live.row if live is not None else await self._services.store.get(run_id)
         if workspace not in (None, row.workspace):
             raise unknown_run(run_id)
@@ -558,20 +390,8 @@ class Engine:
 
     async def _find(self, run_id: str, workspace: str) -> Conductor:
         row = await self._row(run_id, workspace)
-        return self._live.get(run_id) or await self._restore(row)
+        return self._stage.live.get(run_id) or await self._stage.restore(row)
 
 
-def plan_of(snapshot: Snapshot) -> Plan:
-    """A run's plan from what was stored with it, whatever agents are registered now."""
-    manifests = {name: load_manifest(found) for name, found in snapshot.manifests.items()}
-    return compile_plan(load_flow(snapshot.document), manifests.get)
-
-
-def _put(cache: dict[str, T], key: str, value: T) -> None:
-    while len(cache) >= _MAX_PLANS:
-        del cache[next(iter(cache))]
-    cache[key] = value
-
-
-def _initial(plan: Plan) -> RunState:
-    return initial(tuple(node.id for node in plan.nodes))
+def _active(row: RunRow, hint: str) -> Conflict:
+    return Conflict(Code.RUN_ACTIVE, f"the run {row.id} is {row.state}", hint=hint)

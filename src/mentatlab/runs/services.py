@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mentatlab.runners.port import Runner
 from mentatlab.runs.edges import MultimodalEdgeProcessor
+from mentatlab.runs.limits import Limits
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.store import RunStore
 from mentatlab.streams.hub import StreamingConnectionManager
@@ -26,6 +27,7 @@ class Services:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     secret: bytes = b""
     url: str = ""
+    limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.time
     chance: Callable[[], float] = random.random
 
