@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from benchmarks.storage_peers.cores import SERVER
+from benchmarks.cores import SERVER
 from benchmarks.storage_peers.wire import PIECE, content
 
 

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from blake3 import blake3
 from tests.support.seaweed import SeaweedProcess
 
+from benchmarks.cores import BOTH, CORES
 from benchmarks.peers import fetch
 from benchmarks.storage_peers import subjects
 from benchmarks.storage_peers.beside import NOTHING, Asked
-from benchmarks.storage_peers.cores import BOTH, CORES
 from benchmarks.storage_peers.local import IN_FLIGHT, SMALL, latencies, range_times, whole
 from benchmarks.storage_peers.meter import Transfer, cpu_s, figures, measured
 from benchmarks.storage_peers.plan import Plan

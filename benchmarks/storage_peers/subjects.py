@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from tests.support.seaweed import SeaweedProcess, seaweed_server
 from tests.support.server import up
 
+from benchmarks.cores import CORES, SERVER
 from benchmarks.peers import fetch, servers
-from benchmarks.storage_peers.cores import CORES, SERVER
 from benchmarks.storage_peers.wire import Client, content
 
 OURS = "MentatLab"

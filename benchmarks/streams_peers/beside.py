@@ -22,17 +22,17 @@ Loads = Mapping[str, Sequence[Load]]
 
 def streams(plan: Plan, troubles: dict[str, str]) -> None:
     title = f"{STREAMS} streams, a publisher and a subscriber each"
-    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", troubles)], plan, STREAMS, 1)
+    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", plan, troubles)], plan, STREAMS, 1)
 
 
 def fan_out(plan: Plan, troubles: dict[str, str]) -> None:
     title = f"1 publisher, {FANS:,} subscribers on WebSocket"
-    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", troubles)], plan, 1, FANS)
+    _saturated(title, [ours("plain"), ours("msp"), *peers("ws", plan, troubles)], plan, 1, FANS)
 
 
 def fan_out_sse(plan: Plan, troubles: dict[str, str]) -> None:
     title = f"1 publisher, {FANS:,} subscribers on SSE"
-    _saturated(title, [ours("sse"), *peers("sse", troubles)], plan, 1, FANS)
+    _saturated(title, [ours("sse"), *peers("sse", plan, troubles)], plan, 1, FANS)
 
 
 def paced(plan: Plan, troubles: dict[str, str]) -> None:
@@ -40,7 +40,7 @@ def paced(plan: Plan, troubles: dict[str, str]) -> None:
         with Clients(running.port, running.channels(PACED_STREAMS, 1)) as clients:
             return {"": pace(clients, running.pid, plan, PACED_RATE)}
 
-    hubs = [ours("plain"), ours("msp"), *peers("ws", troubles)]
+    hubs = [ours("plain"), ours("msp"), *peers("ws", plan, troubles)]
     loads = _rounds(hubs, measure, plan.rounds)[""]
     print(f"\n{PACED_STREAMS:,} streams, 10 messages a second each")
     print(f"  {'':<24}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'us each':>9}{_SHARES}{'lost':>7}")

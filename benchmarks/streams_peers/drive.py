@@ -16,11 +16,13 @@ _now = time.perf_counter
 
 
 class Plan(NamedTuple):
-    """How long a measurement may take: `warm_s` seconds before anything counts, `seconds` then."""
+    """How long a measurement may take: `warm_s` seconds before anything counts, `seconds` then.
+    `alone`: without peers."""
 
     rounds: int
     seconds: float
     warm_s: float
+    alone: bool = False
 
 
 class Load(NamedTuple):

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,8 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 from tests.support.server import up
 
+from benchmarks.cores import CORES, SERVER
 from benchmarks.peers import fetch, servers
 from benchmarks.peers.servers import Server
+from benchmarks.streams_peers.drive import Plan
 from benchmarks.streams_peers.wire import (
     BINARY,
     Channel,
@@ -50,8 +51,6 @@ OURS = "MentatLab"
 CPLUSPLUS = "uWebSockets.js (C++)"
 BARE = "bare picows"
 """The least that a hub in Python costs."""
-CORES = sorted(os.sched_getaffinity(0))[:2]
-"""The server's and the generator's."""
 
 
 def ours(client: Client, *, durability: str = "memory") -> Hub:
@@ -60,8 +59,10 @@ def ours(client: Client, *, durability: str = "memory") -> Hub:
     return Hub(f"{OURS}, {client}", partial(_ours, client, durability))
 
 
-def peers(kind: Kind, troubles: dict[str, str]) -> list[Hub]:
+def peers(kind: Kind, plan: Plan, troubles: dict[str, str]) -> list[Hub]:
     """Those that can be had; why the others cannot is added to `troubles`."""
+    if plan.alone:
+        return []
     websocket = partial(hub_channels, kind)
     known = [
         ("FastAPI", fetch.fastapi, servers.hub, websocket),
@@ -96,12 +97,13 @@ def _peer(
 
 @contextmanager
 def _ours(client: Client, durability: str) -> Generator[Running]:
-    with tempfile.TemporaryDirectory() as home:
-        pinned = ("taskset", "-c", str(CORES[0]))
-        with up(Path(home), env={"MENTATLAB_RATE": "0"}, within=pinned) as server:
-            port = int(server.url.rpartition(":")[2])
-            channels = partial(_our_channels, port, client, durability)
-            yield Running(server.process.pid, port, channels)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        up(Path(home), env={"MENTATLAB_RATE": "0"}, within=SERVER) as server,
+    ):
+        port = int(server.url.rpartition(":")[2])
+        channels = partial(_our_channels, port, client, durability)
+        yield Running(server.process.pid, port, channels)
 
 
 def _our_channels(

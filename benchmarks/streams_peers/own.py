@@ -209,7 +209,7 @@ def chunks(plan: Plan, troubles: dict[str, str]) -> None:
     for durability, asked in (("memory", ">= 500 MB/s"), ("commit", ">= 100 MB/s")):
         channels = partial(_chunk_channels, durability)
         rows += _chunks(f"{durability} lanes", ours("msp"), channels, plan, asked)
-    for hub in peers("ws", troubles):
+    for hub in peers("ws", plan, troubles):
         if hub.name == CPLUSPLUS:
             rows += _chunks(hub.name, hub, _plain_chunk_channels, plan, "")
     show(f"Binary chunks of {CHUNK >> 10} KiB, {CHUNK_STREAMS} streams, one subscriber each", rows)
