@@ -1,13 +1,12 @@
 """Stored flows, versioned by the digest of their content."""
 
-import sqlite3
 from typing import Any
 
 import msgspec
 
+from mentatlab.database import Connection, Database
 from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.runs.digests import digest_of
-from mentatlab.sqlite import Database
 
 
 class StoredFlow(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +38,7 @@ class FlowStore:
         flow = StoredFlow(id=flow_id, digest=digest_of(document), document=document, created_at=now)
         body = msgspec.json.encode(document)
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             db.execute(
                 "UPDATE flows SET current = 0 WHERE workspace = ? AND id = ?", (workspace, flow_id)
             )
@@ -78,7 +77,7 @@ class FlowStore:
     async def delete(self, flow_id: str, *, workspace: str) -> None:
         """Remove all versions; runs keep their own snapshots."""
 
-        def work(db: sqlite3.Connection) -> int:
+        def work(db: Connection) -> int:
             sql = "DELETE FROM flows WHERE workspace = ? AND id = ?"
             return db.execute(sql, (workspace, flow_id)).rowcount
 
@@ -86,7 +85,7 @@ class FlowStore:
             raise _unknown(flow_id)
 
 
-def _flow(row: sqlite3.Row) -> StoredFlow:
+def _flow(row: Any) -> StoredFlow:
     return StoredFlow(
         id=row["id"],
         digest=row["digest"],

@@ -6,16 +6,15 @@ slow us.
 
 import hashlib
 import os
-import sqlite3
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from mentatlab.database import Connection, Database
 from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.protocol.ids import new_id
-from mentatlab.sqlite import Database
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +56,7 @@ class KeyStore:
         )
         values = (key.id, _hash(plaintext), workspace, ",".join(key.scopes), name, now)
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, NULL)", values)
 
         await self._db.write(work)
@@ -72,17 +71,15 @@ class KeyStore:
 
     async def list(self, *, workspace: str | None = None) -> Keys:
         """Keys that are not revoked, oldest first; of all workspaces without one."""
-        sql = (
-            "SELECT * FROM keys WHERE revoked_at IS NULL AND (? IS NULL OR workspace = ?)"
-            " ORDER BY id"
-        )
-        rows = await self._db.read(lambda db: db.execute(sql, (workspace, workspace)).fetchall())
+        where, values = ("", ()) if workspace is None else (" AND workspace = ?", (workspace,))
+        sql = f"SELECT * FROM keys WHERE revoked_at IS NULL{where} ORDER BY id"
+        rows = await self._db.read(lambda db: db.execute(sql, values).fetchall())
         return [_key(row) for row in rows]
 
     async def revoke(self, key_id: str, *, now: float) -> None:
         """`NotFound(NOT_FOUND)` for an id that is not there or revoked already."""
 
-        def work(db: sqlite3.Connection) -> int:
+        def work(db: Connection) -> int:
             sql = "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL"
             return db.execute(sql, (now, key_id)).rowcount
 
@@ -96,7 +93,7 @@ def _hash(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode()).hexdigest()
 
 
-def _key(row: sqlite3.Row) -> Key:
+def _key(row: Any) -> Key:
     return Key(
         id=row["id"],
         workspace=row["workspace"],

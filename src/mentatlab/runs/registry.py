@@ -4,16 +4,15 @@ A folder whose manifest does not load is listed with its problems; it never stop
 """
 
 import asyncio
-import sqlite3
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mentatlab.database import Connection, Database
 from mentatlab.flows.manifest import Manifest, load_manifest
 from mentatlab.protocol.agent import AgentProgram
 from mentatlab.protocol.errors import Code, Invalid, MentatError, NotFound
-from mentatlab.sqlite import Database
 
 MANIFEST_NAMES = ("manifest.yaml", "manifest.yml", "manifest.json")
 
@@ -105,7 +104,7 @@ class AgentRegistry:
         """Load one manifest folder and remember it; raises what is wrong with it."""
         agent = await asyncio.to_thread(self._read, directory)
         if self._db is not None:
-            sql = "INSERT OR IGNORE INTO agents VALUES (?, ?)"
+            sql = "INSERT INTO agents VALUES (?, ?) ON CONFLICT DO NOTHING"
             values = (str(agent.directory), now)
             await self._db.write(lambda db: db.execute(sql, values).rowcount)
         self._agents[agent.id, agent.version] = agent
@@ -116,7 +115,7 @@ class AgentRegistry:
         if self._db is None:
             return ()
 
-        def work(db: sqlite3.Connection) -> tuple[Path, ...]:
+        def work(db: Connection) -> tuple[Path, ...]:
             rows = db.execute("SELECT directory FROM agents ORDER BY added_at, directory")
             return tuple(Path(row["directory"]) for row in rows)
 
