@@ -189,8 +189,18 @@ def body(inputs: Mapping[str, Any], params: Mapping[str, Any], context: Context)
     return {"spec": spec, "context": msgspec.to_builtins(context), **small}
 
 
+class BatchPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Invocations that were sent together: `size` of them carry this `id`; at most `most` are to be
+    worked on at once."""
+
+    id: str
+    size: int
+    most: int
+
+
 class Invoke(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="invoke"):
     id: str
+    batch: BatchPlace | None = None
     spec: dict[str, Any] = {}
     context: dict[str, Any] = {}
 

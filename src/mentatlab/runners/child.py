@@ -24,13 +24,16 @@ import msgspec
 from mentatlab.runners import guardian
 
 _READ_BYTES = 64 * 1024
+_OOM_SCORE = "500"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """rlimits of an agent (Linux); no core dumps. `address_space` in bytes, None = unlimited."""
+    """rlimits of an agent's processes, each (Linux); no core dumps. None = unlimited."""
 
-    address_space: int | None = None
+    address_space: int | None = None  # bytes
     open_files: int = 4096
+    cpu_s: int | None = None
+    file_bytes: int | None = None  # of one file
 
 
 class Guardian:
@@ -81,7 +84,7 @@ class Child:
         """Negative for a signal; set with `exited`."""
         self.exited = asyncio.Event()
         self._process = process
-        self._mark = mark
+        self.mark = mark
         self._guardian = watcher
         self._transports: list[asyncio.BaseTransport] = []
         self._reaping: asyncio.Task[None] | None = None
@@ -140,7 +143,7 @@ class Child:
         await _leader_gone(self.pid)
         guardian.kill_group(self.pid)  # before the leader is reaped: its number is still ours
         self.exit_code = self._process.wait()
-        await asyncio.to_thread(guardian.kill_marked, self._mark)
+        await asyncio.to_thread(guardian.kill_marked, self.mark)
         self._guardian.forget(self.pid)
         self.exited.set()
 
@@ -205,14 +208,27 @@ async def read_blocks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 def _limit(pid: int, limits: Limits) -> None:
     if sys.platform != "linux":
         return
-    wanted = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: limits.open_files}
-    if limits.address_space is not None:
-        wanted[resource.RLIMIT_AS] = limits.address_space
-    for kind, value in wanted.items():
+    said = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_AS: limits.address_space,
+        resource.RLIMIT_CPU: limits.cpu_s,
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+    }
+    _volunteer(pid)
+    for kind, value in said.items():
+        if value is None:
+            continue
         with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
             _, hard = resource.prlimit(pid, kind)
             most = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.prlimit(pid, kind, (most, most))
+
+
+def _volunteer(pid: int) -> None:
+    """When memory is short, the kernel is to end an agent, not the server."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(_OOM_SCORE)
 
 
 async def _leader_gone(pid: int) -> None:

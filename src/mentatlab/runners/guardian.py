@@ -41,17 +41,19 @@ def marked(mark: str) -> list[int]:
     """Living processes of ours whose environment holds the mark; empty where there is no /proc."""
     if not os.path.isdir("/proc/self"):  # noqa: PTH112 — pathlib would double the start-up time
         return []
-    wanted = f"{MARK}={mark}".encode()
-    numbers = [n for n in os.listdir("/proc") if n.isdigit()]  # noqa: PTH208
-    return [int(n) for n in numbers if _carries(n, wanted)]
+    numbers = [int(n) for n in os.listdir("/proc") if n.isdigit()]  # noqa: PTH208
+    return [n for n in numbers if mark_of(n).startswith(mark)]
 
 
-def _carries(pid: str, wanted: bytes) -> bool:
+def mark_of(pid: int) -> str:
+    """Empty without one."""
+    name = f"{MARK}=".encode()
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
-            return any(v.startswith(wanted) for v in file.read().split(b"\0"))
+            found = [v for v in file.read().split(b"\0") if v.startswith(name)]
     except OSError:  # it has gone, or is not ours
-        return False
+        return ""
+    return found[0][len(name) :].decode("ascii", "replace") if found else ""
 
 
 def main(mark: str) -> None:

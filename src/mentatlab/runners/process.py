@@ -22,14 +22,14 @@ from mentatlab.protocol.stdio import (
     parse_event,
 )
 from mentatlab.runners import environment
-from mentatlab.runners.child import Child, Guardian, read_blocks
+from mentatlab.runners.child import Child, read_blocks
 from mentatlab.runners.deadlines import watch_deadlines
 from mentatlab.runners.failures import oom_kills, start_failure
 from mentatlab.runners.hearing import FloodError, Stderr, admit
+from mentatlab.runners.host import Host
 from mentatlab.runners.mailbox import LogBudget, Mailbox
 from mentatlab.runners.port import Invocation, Outcome
 from mentatlab.runners.result import Cause, Ending, Heard, conclude, failed
-from mentatlab.runners.settings import RunnerSettings
 
 EosStatus = Literal["complete", "cancelled", "error"]
 
@@ -37,10 +37,11 @@ EosStatus = Literal["complete", "cancelled", "error"]
 class OneShotAttempt:
     """One process. `run()` is its whole life; the other methods talk to it meanwhile."""
 
-    def __init__(self, invocation: Invocation, settings: RunnerSettings, watcher: Guardian) -> None:
+    def __init__(self, invocation: Invocation, host: Host) -> None:
+        settings = host.settings
         self._invocation = invocation
         self._settings = settings
-        self._guardian = watcher
+        self._host = host
         self._mailbox = Mailbox(settings.mailbox_bytes)
         self._budget = LogBudget(settings.log_bytes, settings.flood_bytes)
         self._heard = Heard(invocation.program)
@@ -49,6 +50,7 @@ class OneShotAttempt:
         self._started = asyncio.Event()  # the input line is written, or there will be none
         self._open_pins = set(invocation.stream_inputs)
         self._cause: Cause | None = None
+        self._detail = ""  # the numbers to it
         self._stopping = asyncio.Event()
         self._last_sign = 0.0  # loop time of the last bytes on stdout
         self._outcome: Outcome | None = None
@@ -57,7 +59,9 @@ class OneShotAttempt:
     # ------------------------------------------------------------------ the engine's side
 
     def tell(self, message: str) -> None:
-        """A log line from the host itself, before the agent's own."""
+        """A log line from the host itself, before the agent's own; nothing when empty."""
+        if not message:
+            return
         self._mailbox.push(events.Log(level="warning", message=message), len(message))
 
     async def events(self) -> AsyncIterator[AgentEvent]:
@@ -93,10 +97,10 @@ class OneShotAttempt:
         assert self._outcome is not None
         return self._outcome
 
-    def stop(self, cause: Cause) -> None:
+    def stop(self, cause: Cause, detail: str = "") -> None:
         """End the process for this reason; the first one counts."""
         if self._cause is None:
-            self._cause = cause
+            self._cause, self._detail = cause, detail
             self._stopping.set()
             self._mailbox.close()
 
@@ -132,8 +136,8 @@ class OneShotAttempt:
                 invocation.program.command,
                 cwd=invocation.program.directory,
                 env=environment.one_shot(invocation, message),
-                limits=self._settings.limits,
-                watcher=self._guardian,
+                limits=self._host.one_shot_limits(invocation),
+                watcher=self._host.guardian,
             )
         except TooLarge as error:
             return failed(
@@ -142,17 +146,30 @@ class OneShotAttempt:
         except (OSError, ValueError) as error:
             return start_failure(invocation, error)
         kills_before = oom_kills()
+        self._enter_watch(child)
         try:
             await self._converse(child, line)
         finally:
+            self._leave_watch(child)
             await child.aclose()
         ending = Ending(
             exit_code=child.exit_code,
             cause=self._cause,
             oom=child.exit_code == -signal.SIGKILL and oom_kills() > kills_before,
             last_words=self._stderr.last_words,
+            detail=self._detail,
         )
         return conclude(invocation.program, self._heard, ending)
+
+    def _enter_watch(self, child: Child) -> None:
+        invocation, watch = self._invocation, self._host.watch
+        memory = self._host.memory_for(invocation)
+        watch.enter(child.mark, child.pid, memory=memory, over=self.stop)
+        watch.enter_scratch(self, invocation.scratch, invocation.resources.scratch, self.stop)
+
+    def _leave_watch(self, child: Child) -> None:
+        self._host.watch.leave(child.mark)
+        self._host.watch.leave_scratch(self)
 
     async def _converse(self, child: Child, line: bytes) -> None:
         self._last_sign = time.monotonic()
@@ -224,10 +241,13 @@ class OneShotAttempt:
             self.stop("flood")
 
     async def _watch(self, child: Child) -> None:
-        """Wait for a reason to end the process; then ask, and after the grace kill."""
+        """Wait for a reason to end the process; then ask, and after the grace kill. One that takes
+        what others need is not asked.
+        """
         await watch_deadlines(self._invocation, self._stopping, self.stop, self._silent_since)
-        child.signal(signal.SIGTERM)
-        await asyncio.sleep(self._settings.grace_s)  # cancelled when it is gone
+        if self._cause not in ("memory", "processes"):
+            child.signal(signal.SIGTERM)
+            await asyncio.sleep(self._settings.grace_s)  # cancelled when it is gone
         child.signal(signal.SIGKILL)
 
     def _silent_since(self) -> float:

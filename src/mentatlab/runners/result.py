@@ -18,7 +18,18 @@ from mentatlab.protocol.errors import Code
 from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.runners.port import ErrorClass, Outcome
 
-Cause = Literal["cancelled", "timeout", "silent", "flood", "line_too_long", "closed_output"]
+Cause = Literal[
+    "cancelled",
+    "timeout",
+    "silent",
+    "flood",
+    "line_too_long",
+    "closed_output",
+    "foreign",
+    "memory",
+    "processes",
+    "scratch",
+]
 """Why the host itself ended an attempt."""
 
 EXIT_TRANSIENT = 3
@@ -36,6 +47,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     cause: Cause | None = None
     oom: bool = False
     last_words: str = ""  # last line of stderr
+    detail: str = ""  # numbers to the cause
 
 
 class Heard:
@@ -134,6 +146,30 @@ _CAUSES: dict[Cause, tuple[ErrorClass, Code, str, str]] = {
         "the agent closed its output and went on running",
         "end the process when the result is written",
     ),
+    "foreign": (
+        "permanent",
+        Code.AGENT_PROTOCOL,
+        "the agent spoke for an invocation that it was not given",
+        "answer with the `id` of the `invoke`",
+    ),
+    "memory": (
+        "oom",
+        Code.AGENT_OOM,
+        "the agent and its processes use too much memory",
+        "raise `resources.memory` in its manifest, or give it smaller inputs",
+    ),
+    "processes": (
+        "permanent",
+        Code.AGENT_PROCESSES,
+        "the agent started too many processes",
+        "use a pool of a fixed size",
+    ),
+    "scratch": (
+        "permanent",
+        Code.AGENT_SCRATCH_FULL,
+        "the agent wrote too much to disk",
+        "raise `resources.ephemeralStorage` in its manifest",
+    ),
 }
 
 
@@ -146,6 +182,7 @@ def _ended_by_host(cause: Cause, ending: Ending) -> Outcome:
             exit_code=ending.exit_code,
         )
     class_, code, message, hint = _CAUSES[cause]
+    message = f"{message}: {ending.detail}" if ending.detail else message
     return failed(class_, code, message, hint=hint, exit_code=ending.exit_code)
 
 
@@ -169,6 +206,7 @@ _EXIT_HINTS = {
     Code.AGENT_KILLED: "the machine's log may say who ended it",
     Code.AGENT_OOM: "give it smaller inputs, or the machine more memory",
     Code.AGENT_TIMEOUT: "give it more time or smaller inputs",
+    Code.AGENT_SCRATCH_FULL: "raise `resources.ephemeralStorage` in its manifest",
 }
 _MORE = ("run it by hand to see why: `mentatlab agent run`", "the node's log says more")
 
@@ -194,6 +232,10 @@ def _exit_class(code: int, *, oom: bool) -> tuple[ErrorClass, Code]:
             return "transient", Code.AGENT_TRANSIENT
         case 124:
             return "timeout", Code.AGENT_TIMEOUT
+        case _ if code == -signal.SIGXCPU:
+            return "timeout", Code.AGENT_TIMEOUT
+        case _ if code == -signal.SIGXFSZ:
+            return "permanent", Code.AGENT_SCRATCH_FULL
         case _ if -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             return "infra", Code.AGENT_KILLED  # somebody else's hand
         case _:

@@ -5,12 +5,17 @@ import os
 import msgspec
 
 from mentatlab.runners.child import Limits
+from mentatlab.runners.machine import Machine
 
 
 class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds and bytes."""
 
     limits: Limits = Limits()
+    machine: Machine | None = None
+    """What may be given to agents; None = all that this machine or container has."""
+    pool_memory: int = 0
+    """That warm processes may take together; 0 = the machine's."""
     grace_s: float = 5.0
     """Between asking a process to end and killing it."""
     exit_grace_s: float = 10.0

@@ -1,20 +1,10 @@
-"""The warm runner: agent processes that serve many invocations, several at a time.
-
-A worker belongs to one (workspace, agent, version, environment). It says `ready` once and is then
-told `invoke`, `chunk`, `eos`, `credit`, `cancel`. One that dies, ignores `cancel` or breaks the
-protocol takes its other invocations with it: they fail as `infra`, to be tried again elsewhere.
-"""
+"""One invocation on a warm worker, as an attempt."""
 
 import asyncio
-import hashlib
-import itertools
-import os
-import signal
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,313 +12,28 @@ from mentatlab.protocol import events
 from mentatlab.protocol.errors import Code, TooLarge
 from mentatlab.protocol.events import AgentEvent
 from mentatlab.protocol.stdio import (
+    BatchPlace,
     Cancel,
     Credit,
     Eos,
     InputChunk,
-    Lines,
     body,
     encode,
     encode_command,
-    parse_event,
 )
 from mentatlab.runners import environment
-from mentatlab.runners.child import Child, Guardian, read_blocks
+from mentatlab.runners.batches import Member, in_batch
+from mentatlab.runners.crashes import Crashes, crash_outcome
 from mentatlab.runners.deadlines import watch_deadlines
-from mentatlab.runners.failures import oom_kills
-from mentatlab.runners.hearing import FloodError, Stderr, admit
+from mentatlab.runners.hearing import FloodError, admit
+from mentatlab.runners.host import Host
 from mentatlab.runners.mailbox import LogBudget, Mailbox
 from mentatlab.runners.port import Invocation, Outcome
 from mentatlab.runners.result import Cause, Ending, Heard, conclude, failed
-from mentatlab.runners.settings import RunnerSettings
+from mentatlab.runners.window import Window
+from mentatlab.runners.worker import Worker
 
 EosStatus = Literal["complete", "cancelled", "error"]
-POISON = 3
-"""Crashes over one input after which it is not tried again."""
-
-_REMEMBERED_CRASHES = 1000
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-class Worker:
-    """One warm process. `ready` resolves to whether it can serve; `gone` is set after its end."""
-
-    def __init__(self, invocation: Invocation, settings: RunnerSettings, watcher: Guardian) -> None:
-        self.program = invocation.program
-        self.served = 0
-        self.load = 0
-        """Invocations that hold it; kept by the pool."""
-        self.idle_since = time.monotonic()
-        self.retired = False
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.stderr = Stderr()
-        self.breach: Cause | None = None
-        """What the host ended it for."""
-        self.oom = False
-        self._invocation = invocation
-        self._settings = settings
-        self._guardian = watcher
-        self._child: Child | None = None
-        self._attempts: dict[str, WarmAttempt] = {}
-        self._concurrency: int | None = None
-        self._task = asyncio.create_task(self._live())
-
-    # ------------------------------------------------------------------ the pool's side
-
-    @property
-    def capacity(self) -> int:
-        """Until it has said `ready`, the manifest's word for it."""
-        warm = self.program.warm
-        return self._concurrency or (warm.concurrency if warm else 1)
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._child.exit_code if self._child else None
-
-    @property
-    def worn(self) -> bool:
-        """Whether it has served its number of invocations, or grown over its memory."""
-        warm = self.program.warm
-        if warm is None:
-            return False
-        many = 0 < warm.max_invocations <= self.served
-        return many or 0 < warm.max_rss < self.rss()
-
-    def rss(self) -> int:
-        """Resident bytes; 0 where the system does not say."""
-        if self._child is None:
-            return 0
-        try:
-            pages = Path(f"/proc/{self._child.pid}/statm").read_text().split()[1]
-            return int(pages) * _PAGE
-        except OSError:
-            return 0
-
-    async def retire(self) -> None:
-        """Let it end; kill it after the grace."""
-        if self._child and self._child.exit_code is None:
-            self._child.close_input()
-            await asyncio.wait([self._task], timeout=self._settings.grace_s)
-        await self.kill()
-
-    async def kill(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    def break_off(self, cause: Cause) -> None:
-        """End the process for what an invocation of it did."""
-        self.breach = self.breach or cause
-        if self._child:
-            self._child.signal(signal.SIGKILL)
-
-    # ------------------------------------------------------------------ an attempt's side
-
-    def add(self, attempt: "WarmAttempt") -> None:
-        self._attempts[attempt.id] = attempt
-        self.served += 1
-        if self._task.done():
-            attempt.lost_worker(alone=False)
-
-    def remove(self, attempt: "WarmAttempt") -> None:
-        self._attempts.pop(attempt.id, None)
-
-    async def send(self, data: bytes) -> None:
-        if self._child:
-            await self._child.write(data)
-
-    def send_soon(self, data: bytes) -> None:
-        """For short commands out of plain calls: buffered, never waits."""
-        if self._child and not self._child.stdin.is_closing():
-            self._child.stdin.write(data)
-
-    # ------------------------------------------------------------------ the process
-
-    async def _live(self) -> None:
-        try:
-            self._child = child = await Child.spawn(
-                self.program.command,
-                cwd=self.program.directory,
-                env=environment.warm(self._invocation),
-                limits=self._settings.limits,
-                watcher=self._guardian,
-            )
-        except (OSError, ValueError) as error:
-            self.retired = True
-            self.ready.set_exception(error)
-            return
-        kills_before = oom_kills()
-        try:
-            await self._serve(child)
-        finally:
-            self.retired = True
-            await child.aclose()
-            self.oom = child.exit_code == -signal.SIGKILL and oom_kills() > kills_before
-            self._bereave()
-
-    async def _serve(self, child: Child) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            listening = [
-                tasks.create_task(self._listen(child)),
-                tasks.create_task(self._listen_stderr(child)),
-            ]
-            await child.exited.wait()
-            await asyncio.wait(listening, timeout=self._settings.exit_grace_s)
-            for task in listening:
-                task.cancel()
-
-    def _bereave(self) -> None:
-        if not self.ready.done():
-            self.ready.set_exception(WorkerDiedError())
-        alone = len(self._attempts) == 1
-        for attempt in list(self._attempts.values()):
-            attempt.lost_worker(alone=alone)
-
-    async def _listen(self, child: Child) -> None:
-        lines = Lines()
-        try:
-            async for block in read_blocks(child.stdout):
-                for line in lines.feed(block):
-                    self._hear(line)
-        except TooLarge:
-            self.break_off("line_too_long")
-        else:
-            if child.exit_code is None:
-                await self._ended_output(child)
-
-    async def _ended_output(self, child: Child) -> None:
-        try:
-            async with asyncio.timeout(self._settings.exit_grace_s):
-                await child.exited.wait()
-        except TimeoutError:
-            self.break_off("closed_output")
-
-    def _hear(self, line: bytes) -> None:
-        event = parse_event(line)
-        if isinstance(event, events.Ready):
-            self._concurrency = max(1, event.concurrency)
-            if not self.ready.done():
-                self.ready.set_result(None)
-        elif event is not None:
-            self._dispatch(event, len(line))
-
-    def _dispatch(self, event: AgentEvent, size: int) -> None:
-        """To its invocation; what names none is a word of the whole process, for all that run."""
-        if event.invocation:
-            if attempt := self._attempts.get(event.invocation):
-                attempt.hear(event, size)
-            return
-        for attempt in list(self._attempts.values()):
-            attempt.hear(event, size)
-
-    async def _listen_stderr(self, child: Child) -> None:
-        async for block in read_blocks(child.stderr):
-            for text in self.stderr.feed(block):
-                self._dispatch(events.Log(message=text), len(text) + 1)
-        for text in self.stderr.end():
-            self._dispatch(events.Log(message=text), len(text))
-
-
-class WorkerDiedError(Exception):
-    """It ended before it said `ready`."""
-
-
-class _Sent(NamedTuple):
-    seq: int
-    size: int
-
-
-class _Window:
-    """The unacknowledged chunks of one stream input."""
-
-    def __init__(self, settings: RunnerSettings) -> None:
-        self._settings = settings
-        self._sent: deque[_Sent] = deque()
-        self._bytes = 0
-        self._open = asyncio.Event()
-        self._open.set()
-
-    async def enter(self, seq: int, size: int) -> None:
-        await self._open.wait()
-        self._sent.append(_Sent(seq, size))
-        self._bytes += size
-        self._judge()
-
-    def acknowledge(self, seq: int) -> None:
-        while self._sent and self._sent[0].seq <= seq:
-            self._bytes -= self._sent.popleft().size
-        self._judge()
-
-    def release(self) -> None:
-        self._sent.clear()
-        self._open.set()
-
-    def _judge(self) -> None:
-        chunks, bytes_ = self._settings.window_chunks, self._settings.window_bytes
-        if len(self._sent) < chunks and self._bytes < bytes_:
-            self._open.set()
-        else:
-            self._open.clear()
-
-
-class Crashes:
-    """How often a worker died over an input. Kept for the last thousand inputs that did it."""
-
-    def __init__(self) -> None:
-        self._counts: OrderedDict[bytes, int] = OrderedDict()
-
-    def note(self, invocation: Invocation) -> int:
-        key = _input_digest(invocation)
-        times = self._counts.pop(key, 0) + 1
-        self._counts[key] = times
-        while len(self._counts) > _REMEMBERED_CRASHES:
-            self._counts.popitem(last=False)
-        return times
-
-    def forget(self, invocation: Invocation) -> None:
-        if self._counts:
-            self._counts.pop(_input_digest(invocation), None)
-
-
-def _input_digest(invocation: Invocation) -> bytes:
-    """Of agent and input; not of where a medium lies, which differs from attempt to attempt."""
-    program = invocation.program
-    document = [program.id, program.version, _bare(invocation.inputs), invocation.params]
-    return hashlib.sha256(msgspec.json.encode(document, order="sorted")).digest()
-
-
-def _bare(value: Any) -> Any:
-    match value:
-        case Mapping():
-            items = cast("Mapping[str, Any]", value).items()
-            return {k: _bare(v) for k, v in items if k not in ("path", "get")}
-        case list():
-            return [_bare(v) for v in cast("list[Any]", value)]
-        case _:
-            return value
-
-
-def crash_outcome(ending: Ending, *, times: int) -> Outcome:
-    """Tried again elsewhere, until the same input has ended three processes."""
-    said = f": {ending.last_words}" if ending.last_words else ""
-    message = f"the agent's process ended during the work (exit code {ending.exit_code}){said}"
-    if times < POISON:
-        return failed(
-            "infra",
-            Code.AGENT_KILLED,
-            message,
-            hint="the node's log has its last words",
-            exit_code=ending.exit_code,
-        )
-    return failed(
-        "permanent",
-        Code.AGENT_KILLED,
-        message,
-        hint=f"this input has ended the agent's process {times} times; look at its log",
-        exit_code=ending.exit_code,
-    )
-
-
-_ids = itertools.count(1)
 
 
 class WarmAttempt:
@@ -337,10 +42,12 @@ class WarmAttempt:
     """
 
     def __init__(
-        self, invocation: Invocation, worker: Worker, settings: RunnerSettings, crashes: Crashes
+        self, invocation: Invocation, worker: Worker, host: Host, crashes: Crashes
     ) -> None:
-        self.id = f"i{next(_ids)}"
+        settings = host.settings
+        self.id = worker.new_id()
         self._invocation = invocation
+        self._watch = host.watch
         self._worker = worker
         self._settings = settings
         self._crashes = crashes
@@ -348,10 +55,12 @@ class WarmAttempt:
         self._mailbox = Mailbox(settings.mailbox_bytes, taken=self._taken)
         self._budget = LogBudget(settings.log_bytes, settings.flood_bytes)
         self._heard = Heard(invocation.program)
-        self._windows = {pin: _Window(settings) for pin in invocation.stream_inputs}
+        self._windows = {pin: Window(settings) for pin in invocation.stream_inputs}
         self._consumed: dict[str, int] = {}
         self._granted: dict[str, int] = {}
         self._cause: Cause | None = None
+        self._detail = ""  # the numbers to it
+        self._told = False  # whether the agent has been given it
         self._stopping = asyncio.Event()
         self._invoked = asyncio.Event()
         self._answered = asyncio.Event()
@@ -397,10 +106,13 @@ class WarmAttempt:
     def stop(self, cause: Cause, reason: str = "") -> None:
         """Ask the agent to end the invocation; the first cause counts."""
         if self._cause is None and not self._answered.is_set():
-            self._cause = cause
-            self._worker.send_soon(encode_command(Cancel(id=self.id, reason=reason or cause)))
-            self._close()
-            self._stopping.set()
+            self._cause, self._detail = cause, reason
+            if self._told:
+                self._worker.send_soon(encode_command(Cancel(id=self.id, reason=reason or cause)))
+                self._close()
+                self._stopping.set()
+            else:  # it never hears of it
+                self._end()
 
     async def _send(self, line: bytes) -> None:
         await self._invoked.wait()
@@ -465,6 +177,7 @@ class WarmAttempt:
         try:
             self._outcome = await self._live()
         finally:
+            self._watch.leave_scratch(self)
             self._worker.remove(self)
             self._end()
             self._done.set()
@@ -476,10 +189,12 @@ class WarmAttempt:
             return failed(
                 "permanent", Code.VALUE_TOO_LARGE, "the inputs do not fit", hint=error.hint
             )
+        invocation = self._invocation
         self._worker.add(self)
+        self._watch.enter_scratch(self, invocation.scratch, invocation.resources.scratch, self.stop)
         async with asyncio.TaskGroup() as tasks:
             telling = tasks.create_task(self._invoke(line))
-            await watch_deadlines(self._invocation, self._stopping, self._stop, self._silent_since)
+            await watch_deadlines(invocation, self._stopping, self._stop, self._silent_since)
             if not self._answered.is_set():
                 await self._await_answer()
             telling.cancel()
@@ -487,8 +202,21 @@ class WarmAttempt:
 
     async def _invoke(self, line: bytes) -> None:
         """Beside the clocks: an agent that does not read holds this up."""
-        await self._worker.send(line)
+        if batches := self._worker.batches:
+            member = Member(self._wanted, partial(self._given, line))
+            await batches.join(member, most=self._invocation.resources.batch)
+        elif self._wanted():
+            await self._worker.send(self._given(line))
         self._invoked.set()
+
+    def _wanted(self) -> bool:
+        return not self._answered.is_set()
+
+    def _given(self, line: bytes, place: BatchPlace | None = None) -> bytes:
+        """What is written."""
+        self._told = True
+        streams = [p.name for p in self._invocation.program.outputs if p.type == "stream"]
+        return in_batch(line, place) + b"".join(self._grant(pin) for pin in streams)
 
     def _stop(self, cause: Cause) -> None:
         self.stop(cause)
@@ -503,7 +231,7 @@ class WarmAttempt:
             async with asyncio.timeout(self._settings.grace_s):
                 await self._answered.wait()
         except TimeoutError:
-            self._worker.break_off(self._cause or "cancelled")
+            self._worker.break_off(self._cause or "cancelled", blamed=self)
             await self._answered.wait()
 
     def _invoke_line(self) -> bytes:
@@ -517,20 +245,23 @@ class WarmAttempt:
             "spec": spec,
             "context": msgspec.to_builtins(invocation.context),
         }
-        streams = [p.name for p in invocation.program.outputs if p.type == "stream"]
-        return encode({**message, **envelope}) + b"".join(self._grant(pin) for pin in streams)
+        return encode({**message, **envelope})
 
     def _conclude(self) -> Outcome:
         program, worker = self._invocation.program, self._worker
         if self._cause is not None or not self._crashed:
             self._crashes.forget(self._invocation)
-            return conclude(program, self._heard, Ending(cause=self._cause))
+            return conclude(program, self._heard, Ending(cause=self._cause, detail=self._detail))
+        everyones = worker.breach == "memory" or worker.oom  # who took it, nobody can say
         ending = Ending(
             exit_code=worker.exit_code,
-            cause=worker.breach if self._alone else None,
-            oom=worker.oom and self._alone,
+            cause=worker.breach if self._alone or everyones else None,
+            oom=worker.oom,
             last_words=worker.stderr.last_words,
+            detail=worker.detail,
         )
         if ending.cause or ending.oom:
             return conclude(program, self._heard, ending)
-        return crash_outcome(ending, times=self._crashes.note(self._invocation))
+        innocent = worker.blamed is not None or not self._told
+        times = 0 if innocent else self._crashes.note(self._invocation)
+        return crash_outcome(ending, times=times)
