@@ -30,6 +30,7 @@ from mentatlab.runners import LocalRunner
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
+from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.sql_store import SqlRunStore
@@ -340,6 +341,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             await engine.start()
         services = Services(
             engine=engine,
+            runs=RunReader(SqlRunStore(database), hub),
             agents=agents,
             flows=FlowStore(database),
             keys=keys,

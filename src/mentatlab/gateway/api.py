@@ -18,6 +18,7 @@ from mentatlab.gateway.identity import Caller, authorise, caller, scopes_of
 from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_events import run_events_router
+from mentatlab.gateway.run_views import run_views_router
 from mentatlab.gateway.runs_routes import runs_router
 from mentatlab.gateway.storage_admin_routes import storage_admin_router
 from mentatlab.gateway.storage_answers import Accel
@@ -33,6 +34,7 @@ from mentatlab.gateway.uploads_routes import uploads_router
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
+from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.storage import StorageManager
 from mentatlab.streams import StreamingConnectionManager
@@ -48,6 +50,7 @@ class Services:
     """What the gateway speaks for. `manifests`: a folder for manifests that come as documents."""
 
     engine: Engine
+    runs: RunReader
     agents: AgentRegistry
     flows: FlowStore
     keys: KeyStore
@@ -96,7 +99,8 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         agents_router(services.agents, manifests=services.manifests),
         flows_router(services.flows, services.agents),
         runs_router(services.engine, services.flows, services.agents, multimodal=multimodal),
-        run_events_router(services.engine, services.hub),
+        run_events_router(services.runs),
+        run_views_router(services.runs),
         storage_router(services.storage, storage_workspace, uploader),
         storage_admin_router(services.storage),
         uploads_router(services.storage.uploads, uploader, storage_workspace),

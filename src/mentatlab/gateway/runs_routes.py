@@ -1,9 +1,8 @@
-"""`/api/v1/runs`: submit, look, follow, cancel."""
+"""`/api/v1/runs`: submit, look at one, cancel, delete."""
 
 from typing import Annotated, Any
 
-import msgspec
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Response
 from pydantic import BaseModel
 
 from mentatlab.flows import Plan, compile_plan, load_flow
@@ -81,23 +80,12 @@ class RunAnswer(RunSummary):
     streams: list[StreamAnswer]
 
 
-class RunsAnswer(BaseModel):
-    """Newest first; `next` is the `before` of the following page, null on the last one."""
-
-    runs: list[RunSummary]
-    next: str | None
-
-
 class OutputsAnswer(BaseModel):
     """`outputs` by `node.pin`; media as references, streams as `{type: "stream", …}`."""
 
     run_id: str
     state: str
     outputs: dict[str, Any]
-
-
-class LogsAnswer(BaseModel):
-    logs: list[dict[str, Any]]
 
 
 def runs_router(
@@ -127,17 +115,6 @@ def runs_router(
         response.headers["Location"] = f"/api/v1/runs/{run.id}"
         return _answer(run)
 
-    @router.get("", summary="Runs, newest first")
-    async def list_runs(
-        who: Reader,
-        state: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        before: Annotated[str | None, Query(description="a run id")] = None,
-    ) -> RunsAnswer:
-        found = await engine.list(who.workspace, state=state, limit=limit, before=before)
-        following = found[-1].id if len(found) == limit else None
-        return RunsAnswer(runs=[RunSummary(**_fields(run)) for run in found], next=following)
-
     @router.get("/{run_id}", summary="One run with its nodes and streams")
     async def get_run(run_id: str, who: Reader) -> RunAnswer:
         return _answer(await engine.get(run_id, workspace=who.workspace))
@@ -157,11 +134,6 @@ def runs_router(
         found = await engine.outputs(run_id, workspace=who.workspace)
         return OutputsAnswer(run_id=run_id, state=run.state, outputs=found)
 
-    @router.get("/{run_id}/nodes/{node_id}/logs", summary="What a node's agent logged")
-    async def logs(run_id: str, node_id: str, who: Reader) -> LogsAnswer:
-        found = await engine.logs(run_id, node_id, workspace=who.workspace)
-        return LogsAnswer(logs=msgspec.to_builtins(found))
-
     return router
 
 
@@ -177,10 +149,11 @@ def _refuse_media(plan: Plan) -> None:
                 )
 
 
-def _fields(run: RunView) -> dict[str, Any]:
+def run_fields(run: RunView) -> dict[str, Any]:
+    """Of its answer."""
     fields = run.to_dict()
     return {"run_id": fields.pop("id"), **fields}
 
 
 def _answer(run: RunView) -> RunAnswer:
-    return RunAnswer(**_fields(run))
+    return RunAnswer(**run_fields(run))

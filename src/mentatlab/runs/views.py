@@ -14,18 +14,18 @@ from mentatlab.runs.store import RunRow
 from mentatlab.runs.values import Values, run_lanes
 
 
-class _View(msgspec.Struct, frozen=True, kw_only=True):
+class View(msgspec.Struct, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         return msgspec.to_builtins(self)
 
 
-class ErrorView(_View, frozen=True, kw_only=True):
+class ErrorView(View, frozen=True, kw_only=True):
     code: str
     message: str
     hint: str = ""
 
 
-class ItemsView(_View, frozen=True, kw_only=True):
+class ItemsView(View, frozen=True, kw_only=True):
     """Counts of a `forEach` node's items. `failed` ones were collected or skipped."""
 
     succeeded: int
@@ -34,7 +34,7 @@ class ItemsView(_View, frozen=True, kw_only=True):
     waiting: int  # for a retry
 
 
-class NodeView(_View, frozen=True, kw_only=True):
+class NodeView(View, frozen=True, kw_only=True):
     """Times are Unix seconds; `percent` is what the agent last said (0 to 100)."""
 
     id: str
@@ -50,14 +50,14 @@ class NodeView(_View, frozen=True, kw_only=True):
     percent: float | None = None
 
 
-class StreamView(_View, frozen=True, kw_only=True):
+class StreamView(View, frozen=True, kw_only=True):
     stream_id: str
     node_id: str
     pin_name: str
     state: str  # open | ended | errored
 
 
-class RunView(_View, frozen=True, kw_only=True):
+class RunView(View, frozen=True, kw_only=True):
     """A run; `nodes`, `streams` and `outputs` stay empty in lists."""
 
     id: str
@@ -110,7 +110,7 @@ def view(
         digest=row.digest,
         state=str(state.phase),
         reason=state.reason,
-        error=_error(state.error),
+        error=error_view(state.error),
         created_at=row.created_at,
         started_at=state.started_at or None,
         finished_at=state.finished_at or None,
@@ -137,7 +137,7 @@ def _node(node: PlanNode, state: NodeState, percent: float | None) -> NodeView:
         type=node.type,
         state=str(state.phase),
         attempt=state.attempt,
-        error=_error(error),
+        error=error_view(error),
         items=_items(state) if node.for_each is not None else None,
         started_at=state.started_at or None,
         ended_at=state.ended_at or None,
@@ -156,5 +156,5 @@ def _items(state: NodeState) -> ItemsView:
     )
 
 
-def _error(fault: Fault | None) -> ErrorView | None:
+def error_view(fault: Fault | None) -> ErrorView | None:
     return fault and ErrorView(code=fault.code, message=fault.message, hint=fault.hint)
