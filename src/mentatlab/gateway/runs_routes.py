@@ -150,7 +150,6 @@ def _refuse_media(plan: Plan) -> None:
 
 
 def run_fields(run: RunView) -> dict[str, Any]:
-    """Of its answer."""
     fields = run.to_dict()
     return {"run_id": fields.pop("id"), **fields}
 

@@ -12,7 +12,7 @@ from mentatlab.flows.plan import Plan
 from mentatlab.protocol.errors import Code, Gone, NotFound
 from mentatlab.protocol.records import RecordType, StreamChunk
 from mentatlab.runs import events as ev
-from mentatlab.runs.engine import plan_of
+from mentatlab.runs.intake import plan_of
 from mentatlab.runs.lanes import LOG_PIN, RUN_NODE, RUN_PIN, stream_id
 from mentatlab.runs.lineage import Lineage, place_of, record_of, trace
 from mentatlab.runs.state import RUN_TERMINAL
