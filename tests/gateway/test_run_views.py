@@ -132,8 +132,8 @@ async def test_logs_of_an_attempt_and_followed(http: httpx2.AsyncClient, ran: li
     assert (await http.get(path, params={"item": 1})).json()["logs"] == []
     followed = (await http.get(path, params={"follow": "true"})).text
     blocks = [block.split("\n") for block in followed.split("\n\n") if block]
-    assert [block[0] for block in blocks] == ["event: log", "event: end"]
-    assert json.loads(blocks[0][1].removeprefix("data: ")) == said[0]
+    assert [block[0] for block in blocks] == ["event: begin", "event: log", "event: end"]
+    assert json.loads(blocks[1][1].removeprefix("data: ")) == said[0]
     nobody = await http.get(f"/api/v1/runs/{ran[0]}/nodes/nobody/logs", params={"follow": "true"})
     assert (nobody.status_code, nobody.json()["code"]) == (404, "NOT_FOUND")
 
@@ -141,7 +141,9 @@ async def test_logs_of_an_attempt_and_followed(http: httpx2.AsyncClient, ran: li
 async def test_logs_of_a_node_that_said_nothing(http: httpx2.AsyncClient, ran: list[str]):
     path = f"/api/v1/runs/{ran[0]}/nodes/words/logs"
     assert (await http.get(path)).json() == {"logs": []}
-    assert (await http.get(path, params={"follow": "true"})).text == "event: end\ndata: {}\n\n"
+    assert (
+        await http.get(path, params={"follow": "true"})
+    ).text == "event: begin\ndata: {}\n\nevent: end\ndata: {}\n\n"
 
 
 async def test_another_workspace_sees_nothing(app: App, admin: httpx2.AsyncClient, ran: list[str]):

@@ -17,6 +17,12 @@ _WORDS = {
     "node_failed": ("failed", "red"),
     "node_upstream_failed": ("cannot start: what it needs failed", "red"),
     "node_cancelled": ("cancelled", "yellow"),
+    "node_skipped": ("skipped", "yellow"),
+    "node_cached": ("taken over from an earlier run", "green"),
+    "gate_opened": ("waits for an approval", "yellow"),
+    "gate_closed": ("decided", "blue"),
+    "run_paused": ("is paused", "yellow"),
+    "run_resumed": ("goes on", "blue"),
     "run_ending": ("is ending", "yellow"),
 }
 
@@ -33,7 +39,8 @@ def describe_event(event: dict[str, Any]) -> str:
     if event["type"] not in _WORDS:
         return ""
     word, colour = _WORDS[event["type"]]
-    return f"{subject} {click.style(word, fg=colour)}{_error(payload.get('error'))}"
+    said = f": {payload['message']}" if payload.get("message") else ""
+    return f"{subject} {click.style(word, fg=colour)}{said}{_error(payload.get('error'))}"
 
 
 def _error(error: dict[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("mentatlab.cli.flows:plan", "Show how a flow would be executed."),
     "agents": ("mentatlab.cli.agents:agents", "List, add and show agents."),
     "agent": ("mentatlab.cli.agent:agent", "Make an agent, run one alone."),
-    "runs": ("mentatlab.cli.runs:runs", "List, show, watch, cancel and delete runs."),
+    "runs": ("mentatlab.cli.runs:runs", "List, show, watch, steer and delete runs."),
     "storage": ("mentatlab.cli.storage:storage", "Put, get and look after media."),
     "streams": ("mentatlab.cli.streams:streams", "Follow streams, publish to them, replay them."),
     "conformance": (

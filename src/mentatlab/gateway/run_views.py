@@ -291,7 +291,8 @@ def run_views_router(runs: RunReader) -> APIRouter:
 
 
 async def _lines(pages: AsyncGenerator[LogLines]) -> AsyncIterator[bytes]:
-    """`log` each, then one `end`: a reader that comes back would get them all again."""
+    """One `begin`, `log` each, one `end`: a reader that comes back gets them all again."""
+    yield encoded("begin", b"{}")
     async with aclosing(pages):
         async for page in pages:
             said = [encoded("log", msgspec.json.encode(line)) for line in page]

@@ -59,7 +59,8 @@ class StreamAnswer(BaseModel):
 
 
 class RunSummary(BaseModel):
-    """Times in Unix seconds; `reason` says why a run ended badly."""
+    """Times in Unix seconds; `reason` says why a run ended badly. `origin`: the run that this one
+    does again, from `from_node`; `trigger`: the schedule or webhook that made it."""
 
     run_id: str
     workspace: str
@@ -70,6 +71,9 @@ class RunSummary(BaseModel):
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    origin: str = ""
+    from_node: str = ""
+    trigger: str = ""
 
 
 class RunAnswer(RunSummary):

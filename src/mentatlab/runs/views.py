@@ -58,7 +58,8 @@ class StreamView(View, frozen=True, kw_only=True):
 
 
 class RunView(View, frozen=True, kw_only=True):
-    """A run; `nodes`, `streams` and `outputs` stay empty in lists."""
+    """A run; `nodes`, `streams` and `outputs` stay empty in lists. `origin`: the run that this one
+    does again, from `from_node`; `trigger`: the schedule or webhook that made it."""
 
     id: str
     workspace: str
@@ -70,6 +71,9 @@ class RunView(View, frozen=True, kw_only=True):
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    origin: str = ""
+    from_node: str = ""
+    trigger: str = ""
     nodes: tuple[NodeView, ...] = ()
     streams: tuple[StreamView, ...] = ()
     outputs: dict[str, Any] = {}
@@ -90,6 +94,9 @@ def summary(row: RunRow) -> RunView:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        origin=row.origin,
+        from_node=row.from_node,
+        trigger=row.trigger,
     )
 
 
@@ -114,6 +121,9 @@ def view(
         created_at=row.created_at,
         started_at=state.started_at or None,
         finished_at=state.finished_at or None,
+        origin=row.origin,
+        from_node=row.from_node,
+        trigger=row.trigger,
         nodes=tuple(_node(n, state.nodes[n.id], percent.get(n.id)) for n in plan.nodes),
         streams=tuple(_stream(row.id, node, pin, lanes) for node, pin in run_lanes(plan)),
         outputs=values.outputs(),

@@ -183,14 +183,67 @@ class AsyncClient:
         return await self._call("GET", f"/api/v1/runs/{_part(run_id)}")
 
     async def runs(
-        self, *, state: str | None = None, limit: int = 50, before: str | None = None
+        self,
+        *,
+        state: str | Sequence[str] | None = None,
+        limit: int = 50,
+        before: str | None = None,
+        **filters: str | float | None,
     ) -> Answer:
-        """`{"runs": […], "next": …}`, newest first; `next` is the `before` of the next page."""
-        query = {"state": state, "limit": limit, "before": before}
+        """`{"runs": […], "next": …}`, newest first; `next` is the `before` of the next page.
+
+        `filters`: `flow_id`, `since`, `until` (RFC 3339 or Unix seconds), `trigger`, `origin`, `q`.
+        """
+        query = {"state": state, "limit": limit, "before": before, **filters}
         return await self._call("GET", "/api/v1/runs", params=_given(query))
 
     async def cancel(self, run_id: str) -> Answer:
         return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/cancel")
+
+    async def pause(self, run_id: str) -> Answer:
+        """Nothing new starts; what runs goes on to its end."""
+        return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/pause")
+
+    async def resume(self, run_id: str) -> Answer:
+        return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/resume")
+
+    async def decide_gate(
+        self, run_id: str, node_id: str, *, approve: bool, comment: str = ""
+    ) -> Answer:
+        """Approve or reject what the gate `node_id` waits for."""
+        path = f"/api/v1/runs/{_part(run_id)}/gates/{_part(node_id)}"
+        return await self._call("POST", path, json={"approve": approve, "comment": comment})
+
+    async def rerun(
+        self,
+        run_id: str,
+        *,
+        from_node: str | None = None,
+        params: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Answer:
+        """A new run of the same; `from_node`: what stands before it is taken over. `params`: node →
+        parameters to be changed."""
+        body = _given({"from_node": from_node, "params": params})
+        return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/rerun", json=body)
+
+    async def timeline(self, run_id: str, *, items: int = 100) -> Answer:
+        """When everything happened; of `forEach` nodes the first `items` items one by one."""
+        path = f"/api/v1/runs/{_part(run_id)}/timeline"
+        return await self._call("GET", path, params={"items": items})
+
+    async def lineage(
+        self,
+        run_id: str,
+        output: str | None = None,
+        *,
+        node: str | None = None,
+        pin: str | None = None,
+        seq: int | None = None,
+    ) -> Answer:
+        """Where an output, or what is on a node's pin, comes from; `seq`: a record, an element."""
+        path = f"/api/v1/runs/{_part(run_id)}/lineage"
+        query = {"output": output, "node": node, "pin": pin, "seq": seq}
+        return await self._call("GET", path, params=_given(query))
 
     async def delete_run(self, run_id: str) -> None:
         """A run that has ended, with its events and streams."""
@@ -200,9 +253,29 @@ class AsyncClient:
         """`{"run_id", "state", "outputs"}`."""
         return await self._call("GET", f"/api/v1/runs/{_part(run_id)}/outputs")
 
-    async def logs(self, run_id: str, node_id: str) -> list[Answer]:
+    async def logs(
+        self, run_id: str, node_id: str, *, item: int | None = None, attempt: int | None = None
+    ) -> list[Answer]:
         path = f"/api/v1/runs/{_part(run_id)}/nodes/{_part(node_id)}/logs"
-        return (await self._call("GET", path))["logs"]
+        query = _given({"item": item, "attempt": attempt})
+        return (await self._call("GET", path, params=query))["logs"]
+
+    async def follow_logs(
+        self, run_id: str, node_id: str, *, item: int | None = None, attempt: int | None = None
+    ) -> AsyncGenerator[Answer]:
+        """What a node's agents log, from the first line on, until the run is over."""
+        query = urlencode(_given({"follow": "true", "item": item, "attempt": attempt}))
+        path = f"/api/v1/runs/{_part(run_id)}/nodes/{_part(node_id)}/logs?{query}"
+        seen = 0
+        async with contextlib.aclosing(self._follow(path)) as found:
+            count = 0
+            async for event in found:
+                if event.name == "end":
+                    return
+                count = 0 if event.name == "begin" else count + (event.name == "log")
+                if event.name == "log" and count > seen:
+                    seen = count
+                    yield msgspec.json.decode(event.data)
 
     async def events(self, run_id: str, *, after: int = 0) -> AsyncGenerator[Answer]:
         """Every event of a run with `seq` > `after`, each once, until the run is over."""
