@@ -5,11 +5,11 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mentatlab.protocol.agent import AgentProgram, Warm
+from mentatlab.protocol.agent import AgentProgram, Origin, Resources, Warm
 from mentatlab.protocol.events import AgentEvent, Log
 from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.protocol.stdio import Context
@@ -43,25 +43,36 @@ class Bench:
         warm: Warm | None = None,
         env: tuple[str, ...] = (),
         run_id: str = "rn_test",
+        node: str = "node",
+        item: int | None = None,
+        agent: str = "test.agent",
+        workspace: str = "default",
+        resources: Resources | None = None,
+        origins: Mapping[str, Origin] | None = None,
         **more: Any,
     ) -> Invocation:
         argv = self.script(command) if isinstance(command, str) else tuple(command)
         program = AgentProgram(
-            id="test.agent",
+            id=agent,
             version="1.0.0",
             command=argv,
             directory=self.folder,
             outputs=outputs,
             warm=warm,
             env=env,
+            resources=resources or Resources(),
+            origins=origins or {},
         )
         return Invocation(
-            workspace="default",
+            workspace=workspace,
             program=program,
             inputs=inputs or {},
             params=more.pop("params", {}),
-            context=Context(run_id=run_id, node_id="node", out_dir=str(self.folder / "out")),
+            context=Context(
+                run_id=run_id, node_id=node, item=item, out_dir=str(self.folder / "out")
+            ),
             scratch=self.folder,
+            resources=resources or Resources(),
             **more,
         )
 
@@ -104,3 +115,10 @@ async def eventually(condition: Callable[[], bool], *, within_s: float = 20.0) -
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         await asyncio.sleep(0.02)
+
+
+def sync_eventually(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

@@ -59,7 +59,7 @@ class Census:
         self._strangers &= numbers - leaders.keys()
         stats = [s for n in sorted(numbers - self._strangers) if (s := _stat(n)) is not None]
         marks = dict(leaders)
-        for stat in stats:
+        for stat in stats:  # parents first, mostly: their numbers are lower
             marks.setdefault(stat.pid, self._mark_of(stat, marks))
         self._strangers |= {stat.pid for stat in stats if not marks[stat.pid]}
         return [(stat, marks[stat.pid]) for stat in stats]
@@ -95,6 +95,8 @@ def _stat(pid: int) -> _Stat | None:
     if not text:
         return None
     f = text.rpartition(b")")[2].split()
+    if f[0] == b"Z":  # ended, and nobody has asked how
+        return None
     return _Stat(
         pid=pid,
         parent=int(f[1]),

@@ -6,6 +6,7 @@ awaited.
 """
 
 from collections.abc import AsyncIterable, Awaitable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +14,7 @@ from mentatlab.protocol.media import is_reference
 from mentatlab.protocol.stdio import Context
 from mentatlab.sdk.errors import AgentError as AgentError
 from mentatlab.sdk.files import Source, send_output, suffix_for, write_output
-from mentatlab.sdk.invocation import current
+from mentatlab.sdk.invocation import current, one_of_batch
 from mentatlab.sdk.opening import OpenMedia
 from mentatlab.sdk.session import run
 
@@ -25,6 +26,10 @@ class Agent:
 
     It may be sync (then it runs in a thread) or async. A class attribute `concurrency` over 1 lets
     a warm process serve that many invocations at a time.
+
+    An agent may have `process_batch(inputs: list) -> list` in its place: with `execution.batch` in
+    the manifest it gets several invocations at once, and gives for each its outputs or an
+    exception. `with self.item(index):` says whose log, metrics and files follow.
     """
 
     concurrency: int = 1
@@ -36,6 +41,10 @@ class Agent:
     def main(cls) -> None:
         """Serve the host on stdin and stdout, as `mentatlab.sdk.run(cls)`."""
         run(cls)
+
+    def item(self, index: int) -> AbstractContextManager[None]:
+        """In `process_batch`: what is done inside belongs to the input of that index."""
+        return one_of_batch(index)
 
     @property
     def context(self) -> Context:

@@ -3,15 +3,16 @@ events.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from mentatlab.protocol.stdio import Context, InputChunk, encode
+from mentatlab.protocol.stdio import BatchPlace, Context, InputChunk, encode
 from mentatlab.sdk.errors import AgentError
 from mentatlab.sdk.inputs import InputStream
 from mentatlab.sdk.wire import Wire
@@ -23,9 +24,16 @@ class Invocation:
     """
 
     def __init__(
-        self, wire: Wire, spec: Mapping[str, Any], context: Mapping[str, Any], *, id_: str = ""
+        self,
+        wire: Wire,
+        spec: Mapping[str, Any],
+        context: Mapping[str, Any],
+        *,
+        id_: str = "",
+        batch: BatchPlace | None = None,
     ) -> None:
         self.id = id_
+        self.batch = batch
         self.context = msgspec.convert(context, Context)
         self.moved = asyncio.Event()
         self.streams: dict[str, InputStream] = {}
@@ -141,6 +149,7 @@ class _Credit:
 
 
 _current: contextvars.ContextVar[Invocation] = contextvars.ContextVar("mentatlab_invocation")
+_batch: contextvars.ContextVar[Sequence[Invocation]] = contextvars.ContextVar("mentatlab_batch")
 
 
 def enter(invocation: Invocation) -> None:
@@ -157,3 +166,19 @@ def current() -> Invocation:
             "no invocation is running here",
             hint="call this from process() or from something that process() started",
         ) from None
+
+
+def enter_batch(invocations: Sequence[Invocation]) -> None:
+    """Of a call that serves them all. What it says without naming one is said of the first."""
+    _batch.set(invocations)
+    enter(invocations[0])
+
+
+@contextlib.contextmanager
+def one_of_batch(index: int) -> Generator[None]:
+    """Inside, the item of that index is the current invocation."""
+    token = _current.set(_batch.get()[index])
+    try:
+        yield
+    finally:
+        _current.reset(token)

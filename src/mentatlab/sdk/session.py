@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -24,6 +24,7 @@ from mentatlab.protocol.stdio import (
     Invoke,
     parse_command,
 )
+from mentatlab.sdk.batching import Batcher, BatchServer
 from mentatlab.sdk.errors import AgentError
 from mentatlab.sdk.invocation import Invocation, enter
 from mentatlab.sdk.wire import Wire, claim_stdio, read_lines
@@ -57,7 +58,7 @@ async def serve_one(server: Server, wire: Wire, lines: AsyncIterator[bytes]) -> 
         _cancel_on_sigterm()
     feeding = asyncio.create_task(_feed(invocation, lines))
     try:
-        failure = await _invoke(server, invocation)
+        failure = await _invoke(_how(server), invocation)
     finally:
         feeding.cancel()
     return 0 if failure is None else EXIT_TRANSIENT if failure.retryable else 1
@@ -106,7 +107,7 @@ async def serve_warm(server: Server, wire: Wire, lines: AsyncIterator[bytes]) ->
 
 class _WarmSession:
     def __init__(self, server: Server, wire: Wire) -> None:
-        self._server = server
+        self._process = _how(server)
         self._wire = wire
         self._running: dict[str, tuple[Invocation, asyncio.Task[None]]] = {}
 
@@ -122,8 +123,8 @@ class _WarmSession:
 
     def _obey(self, command: Command | None, tasks: asyncio.TaskGroup) -> None:
         match command:
-            case Invoke(id=id_, spec=spec, context=context):
-                invocation = Invocation(self._wire, spec, context, id_=id_)
+            case Invoke(id=id_, spec=spec, context=context, batch=batch):
+                invocation = Invocation(self._wire, spec, context, id_=id_, batch=batch)
                 task = tasks.create_task(self._run(invocation))
                 self._running[id_] = (invocation, task)
             case InputChunk() | Eos() | Credit() | Cancel() if command.id in self._running:
@@ -133,7 +134,7 @@ class _WarmSession:
 
     async def _run(self, invocation: Invocation) -> None:
         try:
-            await _invoke(self._server, invocation)
+            await _invoke(self._process, invocation)
         finally:
             del self._running[invocation.id]
 
@@ -148,15 +149,26 @@ def _deliver(
             invocation.end_input(pin, status)
         case Credit(pin=pin, bytes=bytes_):
             invocation.grant(pin, bytes_)
-        case Cancel():
-            task.cancel()
+        case Cancel():  # after its first step: before it, it would never answer
+            asyncio.get_running_loop().call_soon(task.cancel)
 
 
-async def _invoke(server: Server, invocation: Invocation) -> AgentError | None:
+Process = Callable[[Invocation], Awaitable[object]]
+
+
+def _how(server: Server) -> Process:
+    """One invocation at a time, or several in one call."""
+    if isinstance(server, BatchServer):
+        batcher = Batcher(server, server.concurrency)
+        return lambda invocation: batcher.process(invocation, invocation.batch)
+    return lambda invocation: _process(server, invocation)
+
+
+async def _invoke(process: Process, invocation: Invocation) -> AgentError | None:
     """Run `process` and tell the host how it ended."""
     enter(invocation)
     try:
-        outputs = await _process(server, invocation)
+        outputs = await process(invocation)
         invocation.emit("result", outputs=_checked(outputs))
     except asyncio.CancelledError:
         failure = _CANCELLED
