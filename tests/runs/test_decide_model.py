@@ -24,7 +24,7 @@ from mentatlab.runs import events as ev
 from mentatlab.runs import signals as sg
 from mentatlab.runs.events import Fault
 from mentatlab.runs.lookups import items_edge, lane_pins
-from mentatlab.runs.state import GOOD, NodePhase, RunState, apply, initial
+from mentatlab.runs.state import GOOD, NodePhase, RunState, apply, durable, initial
 
 TRANSIENT = Fault("AGENT_TRANSIENT", "again", kind="transient")
 PERMANENT = Fault("AGENT_ERROR", "no")
@@ -215,11 +215,7 @@ def interruptions(world: World) -> Iterator[tuple[World, sg.Signal]]:
     once = replace(world, interrupted=True)
     yield once, sg.EndAsked(at=0, reason="user_cancel")
     yield once, sg.EndAsked(at=0, reason="timeout")
-    volatile = {
-        name: replace(node, offered=(), closed=False, collecting=False)
-        for name, node in world.state.nodes.items()
-    }
-    state = replace(world.state, nodes=volatile, active=frozenset())
+    state = durable(world.state)
     crashed = World(state=state, interrupted=True, succeeded=world.succeeded)
     yield crashed, sg.Recovered(at=0)
     yield crashed, sg.Broken(at=0, error=PERMANENT)

@@ -82,7 +82,9 @@ def test_a_node_that_streams_and_one_that_reads_along():
 def test_attempts_their_errors_and_the_waits_between():
     facts = [
         ev.NodeStarted(at=4.0, node="make", attempt=1),
-        ev.RetryScheduled(at=5.0, node="make", attempt=1, error=FAULT, retry_at=7.0),
+        ev.RetryScheduled(
+            at=5.0, node="make", attempt=1, error=FAULT, cause="failure", retry_at=7.0
+        ),
         ev.NodeStarted(at=7.5, node="make", attempt=2),
         ev.NodeFailed(at=8.0, node="make", attempt=2, error=FAULT),
         ev.NodeUpstreamFailed(at=8.0, node="read", upstream="make"),
@@ -201,7 +203,9 @@ def test_run_and_wait_fill_the_time_from_first_start_to_end(pieces: list[float])
         if number % 2 == 0:
             facts.append(ev.NodeStarted(at=at, node="make", attempt=number // 2 + 1))
         else:
-            facts.append(ev.RetryScheduled(at=at, node="make", error=FAULT, retry_at=at))
+            facts.append(
+                ev.RetryScheduled(at=at, node="make", error=FAULT, cause="failure", retry_at=at)
+            )
         at += length
     facts.append(ev.NodeFailed(at=at, node="make", error=FAULT))
     make = node(told(CHAIN, *facts), "make")

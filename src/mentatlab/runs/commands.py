@@ -9,13 +9,21 @@ from mentatlab.runs.events import Fault
 
 @dataclass(frozen=True, slots=True)
 class StartNode:
+    """`left_out`: input pins with an edge whose value stays away. `ooms`: how many attempts have
+    died for want of memory; the next gets more of it, or a smaller batch."""
+
     node: str
     item: int | None
     attempt: int
+    left_out: tuple[str, ...] = ()
+    ooms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CancelNode:
+    """`reason`: user_cancel, timeout, node_failed, upstream_failed, upstream_restarted, no_demand,
+    engine_lost. Of a `forEach` node itself: its source is read no further."""
+
     node: str
     item: int | None
     attempt: int
@@ -76,11 +84,15 @@ class FinishRun:
 @dataclass(frozen=True, slots=True)
 class Prepare:
     """Before a start: evaluate the node's `when`, what a control node decides, or look into the
-    cache; then signal `Prepared`. Asked again after a recovery."""
+    cache; then signal `Prepared` with the same `attempt`. Asked again after a recovery or a pause.
+
+    `attempt`: of an item the present one of its `forEach` node, of a node 0. `left_out` as in
+    `StartNode`."""
 
     node: str
     item: int | None
     attempt: int
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 State is the fold of these events (`decide.apply`), so a run is recovered by reading its log. An
 event's stored `type` is `name/version`; a field may be added with a default, any other change is a
-new version. Stream chunks are never events. The encoded payload of one event is at most 64 KiB.
+new version and a step in `upcasters` that brings the old one there. Stream chunks are never events.
+The encoded payload of one event is at most 64 KiB.
 """
 
 from typing import Any, Literal
@@ -10,12 +11,14 @@ from typing import Any, Literal
 import msgspec
 
 from mentatlab.protocol.errors import Code, Internal, TooLarge
+from mentatlab.runs.upcasters import upcast
 
 MAX_PAYLOAD_BYTES = 64 * 1024
 
 ErrorClass = Literal["infra", "transient", "timeout", "oom", "permanent"]
 RunEnd = Literal["succeeded", "partial", "failed", "cancelled"]
-EndingReason = Literal["user_cancel", "timeout"]
+EndingReason = Literal["user_cancel", "timeout", "engine_lost"]
+RetryCause = Literal["failure", "lost", "oom"]
 
 
 MAX_TEXT = 4096
@@ -68,19 +71,22 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started/1"):
 
 class NodeStarted(Event, frozen=True, kw_only=True, tag="node_started/1"):
     """`resume_from`: per stream output pin the sequence up to which earlier attempts' records
-    stand."""
+    stand. `left_out`: input pins whose edges stay away."""
 
     resume_from: dict[str, int] = {}
+    left_out: tuple[str, ...] = ()
 
 
 class NodeSucceeded(Event, frozen=True, kw_only=True, tag="node_succeeded/1"):
     """`taken`: the output pins that a control node has chosen; None = all. `resources`: what the
-    attempt was given, and why."""
+    attempt was given, and why. `timing`: seconds by stage, `queued`, `starting`, `running`. The
+    metric `stopped_early` is true of a producer that was stopped because nobody read on."""
 
     outputs: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     taken: tuple[str, ...] | None = None
     resources: dict[str, Any] = {}
+    timing: dict[str, float] = {}
 
 
 class NodeCached(Event, frozen=True, kw_only=True, tag="node_cached/1"):
@@ -92,9 +98,10 @@ class NodeCached(Event, frozen=True, kw_only=True, tag="node_cached/1"):
 
 class NodeSkipped(Event, frozen=True, kw_only=True, tag="node_skipped/1"):
     """`when`: its own condition was false; `branch`: the output that feeds it was not chosen;
-    `upstream`: what feeds it was skipped. `upstream` names that node."""
+    `upstream`: what feeds it was skipped; `upstream` names that node. `no_demand`: all who would
+    have read its stream had ended."""
 
-    cause: Literal["when", "branch", "upstream"]
+    cause: Literal["when", "branch", "upstream", "no_demand"]
     upstream: str = ""
 
 
@@ -113,18 +120,23 @@ class GateClosed(Event, frozen=True, kw_only=True, tag="gate_closed/1"):
     comment: str = ""
 
 
-class RetryScheduled(Event, frozen=True, kw_only=True, tag="retry_scheduled/1"):
-    """The attempt failed and another will start at `retry_at` (Unix seconds)."""
+class RetryScheduled(Event, frozen=True, kw_only=True, tag="retry_scheduled/2"):
+    """The attempt is over and another will start at `retry_at` (Unix seconds). `cause`: it failed,
+    it was lost with its server (no failure of the node), or it had too little memory (the next one
+    is given more, or a smaller batch)."""
 
     error: Fault
+    cause: RetryCause
     retry_at: float
     resume_from: dict[str, int] = {}
     resources: dict[str, Any] = {}
+    timing: dict[str, float] = {}
 
 
 class NodeFailed(Event, frozen=True, kw_only=True, tag="node_failed/1"):
     error: Fault
     resources: dict[str, Any] = {}
+    timing: dict[str, float] = {}
 
 
 class NodeUpstreamFailed(Event, frozen=True, kw_only=True, tag="node_upstream_failed/1"):
@@ -132,7 +144,9 @@ class NodeUpstreamFailed(Event, frozen=True, kw_only=True, tag="node_upstream_fa
 
 
 class NodeCancelled(Event, frozen=True, kw_only=True, tag="node_cancelled/1"):
-    pass
+    """`unconfirmed`: nobody could see that its process is gone."""
+
+    unconfirmed: bool = False
 
 
 class ItemsVoided(Event, frozen=True, kw_only=True, tag="items_voided/1"):
@@ -151,7 +165,10 @@ class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed/1"):
 
 
 class RunEnding(Event, frozen=True, kw_only=True, tag="run_ending/1"):
+    """`error`: what broke the engine, of reason `engine_lost`."""
+
     reason: EndingReason
+    error: Fault | None = None
 
 
 class RunFinished(Event, frozen=True, kw_only=True, tag="run_finished/1"):
@@ -181,6 +198,7 @@ RunFact = (
 )
 
 _decoder = msgspec.json.Decoder(RunFact)
+_older_decoder = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
@@ -197,8 +215,16 @@ def encode(event: RunFact) -> bytes:
 
 
 def decode(data: bytes) -> RunFact:
+    """An event of this version or an older one."""
     try:
         return _decoder.decode(data)
+    except msgspec.ValidationError:
+        return _decode_older(data)
+
+
+def _decode_older(data: bytes) -> RunFact:
+    try:
+        return msgspec.convert(upcast(_older_decoder.decode(data)), RunFact)
     except msgspec.ValidationError as error:
         raise Internal(
             Code.DATABASE_ERROR,

@@ -18,7 +18,9 @@ class Begin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
     """`jitter` in [0, 1). `resume_from`: per stream output pin the sequence that the last
-    checkpoint of the failed attempt covers (absent = 0). `resources`: what it was given and why."""
+    checkpoint of the failed attempt covers (absent = 0). `resources`: what it was given and why.
+    `timing`: seconds by stage, `queued`, `starting`, `running`. `unconfirmed`: it was cancelled,
+    and nobody could see that its process is gone."""
 
     at: float
     node: str
@@ -30,6 +32,8 @@ class AttemptEnded:
     jitter: float = 0.0
     resume_from: Mapping[str, int] = field(default_factory=dict[str, int])
     resources: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    timing: Mapping[str, float] = field(default_factory=dict[str, float])
+    unconfirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +89,8 @@ class EndAsked:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
     """The run's owner died; its attempts are gone. `resume_from`: what the stored checkpoints of
-    nodes cover, as in `AttemptEnded`, by node."""
+    nodes cover, as in `AttemptEnded`, by node; only of those that can be used, whose offsets are
+    not beyond what stands."""
 
     at: float
     resume_from: Mapping[str, Mapping[str, int]] = field(
@@ -107,7 +112,8 @@ class Prepared:
 
     `run`: as usual. `skip`: its `when` is false. `cached`: `outputs` are those of `origin`, another
     run. `take`: a control node has chosen its output pins `taken`. `ask`: a gate waits for an
-    approval until `until` (0 = for ever), showing `message`. `fail`: with `error`.
+    approval until `until` (0 = for ever), showing `message`. `fail`: with `error`. `attempt` is
+    that of `Prepare`.
     """
 
     at: float

@@ -273,7 +273,7 @@ class RunStoreContract:
             await store.save_checkpoint("rn_1", 1, one)
         assert await store.checkpoints("rn_1") == [second, item]
         retry = ev.RetryScheduled(
-            at=2.0, node="a", attempt=1, error=ev.Fault("C", "m"), retry_at=3.0
+            at=2.0, node="a", attempt=1, error=ev.Fault("C", "m"), cause="failure", retry_at=3.0
         )
         await store.append(row := after(row, 1), [retry])
         assert await store.checkpoints("rn_1") == [second, item]
