@@ -226,22 +226,13 @@ def test_what_does_not_run_here_is_told_and_not_judged_further(found: Found) -> 
     assert found(nodes, "s.text > loop.input", "loop.output > end.text") == [
         "NOT_RUNNABLE_HERE /graph/nodes/1/type"
     ]
-    control = ["core.if", "core.switch", "core.gate", "core.flow", "core.validate", "conditional"]
-    assert found({type_.replace(".", "-"): type_ for type_ in control}) == [
-        f"NOT_RUNNABLE_HERE /graph/nodes/{i}/type" for i in range(len(control))
-    ]
-    assert found({"e": {"type": "t.echo", "when": "true", "needs": "any"}}) == [
-        "NOT_RUNNABLE_HERE /graph/nodes/0/when",
-        "NOT_RUNNABLE_HERE /graph/nodes/0/needs",
-    ]
+    assert found({"c": "conditional"}) == ["NOT_RUNNABLE_HERE /graph/nodes/0/type"]
 
 
 def test_adapter_nodes(found: Found) -> None:
     nodes: dict[str, Any] = {"f": "t.frames", "c": "core.collect", "r": "t.collectall"}
     assert found(nodes, "f.frame > c.in", "c.out > r.items") == []
-    assert found({**nodes, "r": EACH}, "f.frame > c.in", "c.out > r.image") == [
-        "NOT_RUNNABLE_HERE /graph/edges/1"
-    ]
+    assert found({**nodes, "r": EACH}, "f.frame > c.in", "c.out > r.image") == []
     assert found({**nodes, "r": "t.detect"}, "f.frame > c.in", "c.out > r.image") == [
         "NEEDS_FOREACH /graph/edges/1"
     ]
@@ -254,7 +245,7 @@ def test_adapter_nodes(found: Found) -> None:
     once: dict[str, Any] = {"m": "ui.audio-recorder", "o": "core.once", "l": "t.listen"}
     assert found(once, "m.audio > o.in", "o.out > l.sound") == []
     assert found({**once, "l": "t.store"}, "m.audio > o.in", "o.out > l.bytes") == [
-        "NOT_RUNNABLE_HERE /graph/edges/1"
+        "NEEDS_FOREACH /graph/edges/1"
     ]
     assert found({"r": "t.record", "o": "core.once"}, "r.raw > o.in") == [
         "TYPE_MISMATCH /graph/edges/0"
@@ -286,7 +277,7 @@ def test_what_leads_to_no_output_is_a_warning(found: Found) -> None:
 
 FAULTS: dict[str, dict[str, Any]] = {
     "UNKNOWN_AGENT": {"type": "nobody.here"},
-    "NOT_RUNNABLE_HERE": {"type": "core.if"},
+    "NOT_RUNNABLE_HERE": {"type": "conditional"},
     "BAD_PARAM": {"type": "t.echo", "params": {"text": 1}},
     "MISSING_INPUT": {"type": "t.listen"},
     "UNKNOWN_PIN": {"type": "t.detect", "forEach": "nope"},

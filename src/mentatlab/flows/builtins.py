@@ -6,23 +6,35 @@ from typing import Any
 
 from mentatlab.flows.document import array
 from mentatlab.protocol.pins import Pin, PinMetadata, PinType
+from mentatlab.protocol.values import is_object
 
 INPUT_PINS = {"ui.prompt": "text", "ui.file-upload": "file", "ui.audio-recorder": "audio"}
 OUTPUT_TYPES = frozenset({"ui.console", "ui.stream-viewer", "ui.chatPanel"})
 ADAPTER_TYPES = frozenset({"core.once", "core.collect"})
 
-NOT_RUNNABLE = {
-    "core.if": "branch inside an agent for now",
-    "core.switch": "branch inside an agent for now",
-    "core.gate": "split the flow in two at the gate for now",
-    "core.flow": "put the nodes of the sub-flow into this flow for now",
-    "core.validate": "validate inside an agent for now",
-    "for_each": "put `forEach: <input pin>` on the node that the body names",
-    "conditional": "use core.switch",
+CONTROL_PARAMS = {
+    "core.if": ("condition",),
+    "core.switch": ("cases", "default"),
+    "core.gate": ("message", "timeout_s"),
+    "core.validate": ("schema",),
 }
-"""Types that load and are checked but do not run here yet → what to do instead."""
+"""Types whose outputs pass on what their pin `value` is given → the parameters that they take."""
 
-BUILTIN_TYPES = (*INPUT_PINS, *sorted(OUTPUT_TYPES), *sorted(ADAPTER_TYPES), *NOT_RUNNABLE)
+SUBFLOW = "core.flow"
+
+NOT_RUNNABLE = {
+    "for_each": "put `forEach: <input pin>` on the node that the body names",
+    "conditional": "use core.if or core.switch",
+}
+"""Types of older files that load and are checked but do not run here → what to do instead."""
+
+BUILTIN_TYPES = (
+    *INPUT_PINS,
+    *sorted(OUTPUT_TYPES),
+    *sorted(ADAPTER_TYPES),
+    *CONTROL_PARAMS,
+    SUBFLOW,
+)
 
 _EXTENSIONS = mimetypes.MimeTypes()  # the built-in table, not the machine's, and the same on each
 for _extension, _mime in {
@@ -50,6 +62,21 @@ def input_pin(node_type: str, params: Mapping[str, Any], default: Any) -> Pin:
     type_ = _FAMILIES.get(families.pop(), PinType.BINARY) if len(families) == 1 else PinType.BINARY
     metadata = PinMetadata(mime_type=",".join(mimes) or None)
     return Pin(name, type_, required, default, metadata=metadata)
+
+
+def branches(node_type: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The output pins of a control node, one of which is taken."""
+    match node_type:
+        case "core.if":
+            return ("then", "else")
+        case "core.gate":
+            return ("approved", "rejected")
+        case "core.validate":
+            return ("value",)
+        case _:
+            named = [c.get("name") for c in array(params.get("cases")) if is_object(c)]
+            names = [n for n in (*named, params.get("default")) if isinstance(n, str)]
+            return tuple(dict.fromkeys(names))
 
 
 def accepted_mimes(accept: object) -> Iterator[str]:

@@ -6,23 +6,18 @@ recovery; so it is never stored itself.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
-from mentatlab.flows.check import (
-    Analysis,
-    Lookup,
-    ResolvedNode,
-    Wire,
-    analyse,
-    is_needed,
-    unfed_pins,
-)
+from mentatlab.flows.analysis import Analysis, Lookup, ResolvedNode, Wire, is_needed
+from mentatlab.flows.check import analyse
 from mentatlab.flows.flow import Flow
 from mentatlab.flows.manifest import Manifest
+from mentatlab.flows.nodes import is_cached
 from mentatlab.flows.shapes import Adapter, EdgeKind
 from mentatlab.protocol.errors import Code, ValidationFailed
 from mentatlab.protocol.pins import Pin, PinMetadata, PinType
@@ -80,6 +75,7 @@ class PlanNode:
     when: str | None = None  # CEL over its inputs; false = the node (each item) is skipped
     needs: Literal["all", "any"] | int = "all"
     """How many of its edges must have come before it starts; the rest may stay away."""
+    variables: frozenset[str] = frozenset()  # what its expressions may name
     cache: bool = False  # equal inputs, parameters and agent = the outputs of an earlier run
 
 
@@ -92,8 +88,10 @@ class RunInput:
     pin: Pin
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
+    """Compared by identity, so that what follows from one can be kept."""
+
     flow_id: str
     digest: str  # sha256 of the canonical flow and the manifests
     nodes: tuple[PlanNode, ...]  # topological order
@@ -117,7 +115,7 @@ def compile_plan(flow: Flow, lookup: Lookup) -> Plan:
     errors = [p for p in a.problems if p.severity == "error"]
     if errors:
         raise ValidationFailed(Code.FLOW_INVALID, f"flow {flow.meta.id} cannot run", errors)
-    edges = [edge for wire in a.wires for edge in _plan_edge(a, wire)]
+    edges = _Edges([edge for wire in a.wires for edge in _plan_edge(a, wire)])
     ids = [i for i in a.order if a.nodes[i].kind != "adapter"]
     nodes = tuple(_plan_node(a, a.nodes[i], edges) for i in ids)
     return Plan(
@@ -129,6 +127,17 @@ def compile_plan(flow: Flow, lookup: Lookup) -> Plan:
         timeout_s=flow.run_config.timeout_seconds,
         secrets=tuple(flow.run_config.secrets),
     )
+
+
+class _Edges:
+    """Those of the plan, by the nodes at their ends."""
+
+    def __init__(self, edges: Iterable[PlanEdge]) -> None:
+        self.into: defaultdict[str, list[PlanEdge]] = defaultdict(list)
+        self.out_of: defaultdict[str, list[PlanEdge]] = defaultdict(list)
+        for edge in edges:
+            self.into[edge.target].append(edge)
+            self.out_of[edge.source].append(edge)
 
 
 def _plan_edge(a: Analysis, wire: Wire) -> Iterator[PlanEdge]:
@@ -150,18 +159,18 @@ def _plan_edge(a: Analysis, wire: Wire) -> Iterator[PlanEdge]:
     )
 
 
-def _plan_node(a: Analysis, resolved: ResolvedNode, edges: list[PlanEdge]) -> PlanNode:
+def _plan_node(a: Analysis, resolved: ResolvedNode, edges: _Edges) -> PlanNode:
     node = resolved.node
-    assert resolved.kind in ("input", "agent", "output"), "compile_plan leaves out the others"
-    inputs = tuple(e for e in edges if e.target == node.id)
+    assert resolved.kind not in ("adapter", "opaque"), "compile_plan leaves out the others"
+    inputs = tuple(edges.into[resolved.id])
     return PlanNode(
-        id=node.id,
+        id=resolved.id,
         kind=resolved.kind,
         type=node.type,
         manifest=resolved.manifest,
         params=_params(a, resolved),
         inputs=inputs,
-        outputs=tuple(e for e in edges if e.source == node.id),
+        outputs=tuple(edges.out_of[resolved.id]),
         output_pins=tuple(resolved.output_pins.values()),
         input_pins=tuple(resolved.input_pins.values()) or tuple(map(_widget_pin, inputs)),
         for_each=node.for_each,
@@ -179,12 +188,16 @@ def _plan_node(a: Analysis, resolved: ResolvedNode, edges: list[PlanEdge]) -> Pl
             heartbeat_s=node.timeouts.heartbeat_s,
         ),
         keep=node.keep,
+        when=node.when,
+        needs=node.needs,
+        variables=resolved.variables,
+        cache=is_cached(resolved),
     )
 
 
 def _params(a: Analysis, resolved: ResolvedNode) -> dict[str, Any]:
     pins = resolved.input_pins
-    defaults = {p.name: p.default for p in unfed_pins(a, resolved) if p.default is not None}
+    defaults = {p.name: p.default for p in a.unfed_pins(resolved) if p.default is not None}
     further = {k: v for k, v in resolved.node.params.items() if k not in pins}
     return {**defaults, **further, **resolved.constants}
 
@@ -199,14 +212,14 @@ def _widget_pin(edge: PlanEdge) -> Pin:
     if edge.kind == "stream":
         items = PinMetadata(items=edge.item_type)
         return Pin(edge.target_pin, PinType.STREAM, metadata=items)
-    return Pin(edge.target_pin, PinType.JSON if edge.adapter == "collect" else edge.item_type)
+    return Pin(edge.target_pin, edge.item_type if edge.adapter == "none" else PinType.JSON)
 
 
 def _run_inputs(a: Analysis, resolved: ResolvedNode) -> Iterator[RunInput]:
     if resolved.kind == "input":
         for pin in resolved.output_pins.values():
             yield RunInput(name=resolved.id, node=resolved.id, pin=pin)
-    needed = [pin for pin in unfed_pins(a, resolved) if is_needed(pin)]
+    needed = [pin for pin in a.unfed_pins(resolved) if is_needed(pin)]
     for pin in needed:
         name = resolved.id if len(needed) == 1 else f"{resolved.id}.{pin.name}"
         yield RunInput(name=name, node=resolved.id, pin=pin)
@@ -220,7 +233,9 @@ def _run_outputs(nodes: tuple[PlanNode, ...]) -> Iterator[tuple[str, str]]:
     if not widgets:
         for node in nodes:
             taken = {edge.source_pin for edge in node.outputs}
-            if node.kind == "agent":
+            if node.type == "core.gate":  # a rejection that nobody takes fails the gate
+                taken.add("rejected")
+            if node.kind in ("agent", "control"):
                 yield from ((node.id, p.name) for p in node.output_pins if p.name not in taken)
 
 

@@ -19,8 +19,8 @@ EdgeKind = Literal["value", "stream", "items"]
 `forEach` (a list or a stream; each element starts one invocation)."""
 
 Adapter = Literal["none", "once", "collect"]
-"""once: the final value becomes a stream of one · collect: the whole stream or list becomes
-one JSON array when it has ended."""
+"""once: the final value becomes a stream of one (for `items` and `value`: a list of one) ·
+collect: the whole stream or list becomes one JSON array when it has ended."""
 
 Container = Literal["one", "stream", "list"]
 
@@ -73,11 +73,10 @@ def element_fits(source: PinType | None, target: PinType | None) -> bool:
 def fit_any(source: Shape) -> Fit:
     """An output widget takes whatever comes."""
     item = source.item or PinType.JSON
-    if source.container == "stream" and source.via == "none":
-        return Fit(kind="stream", item_type=item)
-    is_list = source.container == "list"
-    adapter: Adapter = "collect" if is_list else "none"
-    return Fit(kind="value", adapter=adapter, source_is_list=_true_list(source), item_type=item)
+    if source.container == "list":
+        return _fit_array(source)
+    kind: EdgeKind = "stream" if source.container == "stream" and source.via == "none" else "value"
+    return Fit(kind=kind, item_type=item)
 
 
 def fit_items(source: Shape, pin: Pin) -> Fit | Misfit:
@@ -88,13 +87,12 @@ def fit_items(source: Shape, pin: Pin) -> Fit | Misfit:
             f"`forEach` over {source} into {pin.type}: each element starts one invocation",
             "take `forEach` away, or feed it a stream of elements",
         )
-    if source.via != "none":
-        return _without(source.via)
     if not element_fits(source.item, pin.type):
         return _mismatch(source, pin.type)
     return Fit(
         kind="items",
-        source_is_list=source.container == "list",
+        adapter=source.via,
+        source_is_list=source.container == "list" or source.via != "none",
         item_type=source.item or pin.type,
     )
 
@@ -107,19 +105,31 @@ def fit_pin(source: Shape, pin: Pin) -> Fit | Misfit:
         if element_fits(source.item, pin.type):
             return Fit(kind="value", item_type=source.item or pin.type)
         return _mismatch(source, pin.type)
-    if source.via == "once":
-        return _without("once")
     if pin.type is PinType.JSON:
-        item = source.item or PinType.JSON
-        return Fit(
-            kind="value", adapter="collect", source_is_list=_true_list(source), item_type=item
-        )
+        return _fit_array(source)
     if not element_fits(source.item, pin.type):
         return _mismatch(source, pin.type)
     return Misfit(
         Code.NEEDS_FOREACH,
         f"{source} gives many, the pin takes one {pin.type}",
         f"put `forEach: {pin.name}` on the node",
+    )
+
+
+def fit_value(source: Shape) -> Fit:
+    """An edge to a control node: its value as JSON, of whatever type."""
+    if source.container == "one":
+        return Fit(kind="value", item_type=source.item or PinType.JSON)
+    return _fit_array(source)
+
+
+def _fit_array(source: Shape) -> Fit:
+    """A whole stream or list as one JSON array."""
+    return Fit(
+        kind="value",
+        adapter="once" if source.via == "once" else "collect",
+        source_is_list=_true_list(source),
+        item_type=source.item or PinType.JSON,
     )
 
 
@@ -134,7 +144,7 @@ def _fit_stream(source: Shape, pin: Pin) -> Fit | Misfit:
 
 
 def _true_list(source: Shape) -> bool:
-    return source.container == "list" and source.via != "collect"
+    return source.container == "list" and source.via == "none"
 
 
 def _mismatch(source: Shape, target: str) -> Misfit:
@@ -142,14 +152,6 @@ def _mismatch(source: Shape, target: str) -> Misfit:
     if source.item is PinType.BINARY:
         hint = "say what the bytes are: `accept` of ui.file-upload, or the output pin's type"
     return Misfit(Code.TYPE_MISMATCH, f"{source} does not fit {target}", hint)
-
-
-def _without(adapter: Adapter) -> Misfit:
-    return Misfit(
-        Code.NOT_RUNNABLE_HERE,
-        f"core.{adapter} cannot feed this pin here yet",
-        f"take core.{adapter} away: edges adapt by themselves",
-    )
 
 
 _EQUAL = ("sample_rate", "channels", "width", "height", "fps", "encoding")
