@@ -17,6 +17,19 @@ MAX_CHUNK_BYTES = 256 * 1024
 """A chunk over this is stored, and its record refers to it."""
 
 
+def edge_of(services: Services, run: RunInfo, node_id: str, pin: Pin) -> Edge:
+    """What the node gives at the pin, kept as long as the run."""
+    return Edge(
+        workspace=run.workspace,
+        flow_id=run.flow_id,
+        run_id=run.id,
+        node_id=node_id,
+        pin=pin,
+        owner=f"run:{run.id}",
+        now_ms=int(services.clock() * 1000),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
     """A checkpoint: `offsets` of the inputs, `heads` of the output lanes when it was read."""
@@ -29,7 +42,8 @@ class SavedState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """`saved`: the checkpoint that the attempt starts from; `standing`: by lane, which records
-    count; `started_at`: when the node's (item's) first attempt began, Unix seconds."""
+    count; `started_at`: when the node's (item's) first attempt began, Unix seconds; `left_out` and
+    `ooms` as in `StartNode`."""
 
     services: Services
     run: RunInfo
@@ -41,6 +55,8 @@ class Assignment:
     started_at: float
     saved: SavedState | None
     standing: Mapping[str, Standing]
+    left_out: tuple[str, ...] = ()
+    ooms: int = 0
 
     @property
     def program(self) -> AgentProgram:
@@ -51,8 +67,8 @@ class Assignment:
     @property
     def scratch(self) -> Path:
         """The attempt's own folder."""
-        place = "-" if self.item is None else str(self.item)
-        return self.services.scratch / self.run.id / self.node.id / place / str(self.number)
+        place = "" if self.item is None else str(self.item)
+        return self.services.scratch / self.run.id / f"{self.node.id}.{place}.{self.number}"
 
     @property
     def out_dir(self) -> Path:
@@ -62,16 +78,8 @@ class Assignment:
         return stream_id(self.run.id, self.node.id, pin)
 
     def edge(self, pin: Pin, *, owner: str = "", below: Path | None = None) -> Edge:
-        return Edge(
-            workspace=self.run.workspace,
-            flow_id=self.run.flow_id,
-            run_id=self.run.id,
-            node_id=self.node.id,
-            pin=pin,
-            owner=owner or f"run:{self.run.id}",
-            now_ms=int(self.services.clock() * 1000),
-            below=below,
-        )
+        edge = edge_of(self.services, self.run, self.node.id, pin)
+        return replace(edge, owner=owner or edge.owner, below=below)
 
     def chunk_edge(self, pin: Pin) -> Edge:
         """Of one element that the agent gives for the pin's lane."""

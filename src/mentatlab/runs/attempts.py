@@ -6,11 +6,18 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import msgspec
+
+from mentatlab.protocol import events as agent
+from mentatlab.protocol.agent import AgentProgram, Resources
 from mentatlab.protocol.errors import MentatError
 from mentatlab.protocol.records import Draft
+from mentatlab.runners.port import Outcome
 from mentatlab.runs.assignment import Assignment, SavedState
+from mentatlab.runs.checkpoints import Save
 from mentatlab.runs.conversation import Conversation
 from mentatlab.runs.elements import Element
 from mentatlab.runs.events import Fault
@@ -19,12 +26,15 @@ from mentatlab.runs.inputs import Inputs
 from mentatlab.runs.outputs import Outputs
 from mentatlab.runs.signals import AttemptEnded, Signal
 
+NO_DEMAND = "no_demand"
+"""Why a producer stops whose streams nobody reads any more: a good end."""
+
 logger = logging.getLogger(__name__)
 
 
 class NodeAttempt:
     """`element` gives an item's value; `tell` takes signals for `decide`, `note` a node's log
-    records."""
+    records, `save` checkpoints."""
 
     def __init__(
         self,
@@ -33,9 +43,11 @@ class NodeAttempt:
         element: Callable[[int], Awaitable[Element]],
         tell: Callable[[Signal], None],
         note: Callable[[str, list[Draft]], Awaitable[None]],
+        save: Save,
     ) -> None:
         self._work, self._load_element = work, element
-        self._conversation = Conversation(work, tell=tell, note=note)
+        self._conversation = Conversation(work, tell=tell, note=note, save=save)
+        self._resources = Resources()
 
     @property
     def consumed(self) -> Mapping[str, int]:
@@ -60,31 +72,55 @@ class NodeAttempt:
             ended = self._ended(error=internal_fault(first_of(group)))
         return ended
 
+    def unconfirmed(self) -> AttemptEnded:
+        """It was asked to stop and told to die, and nobody could see that it did."""
+        error = cancelled(self._conversation.cancelled() or "", confirmed=False)
+        return replace(self._ended(error=error), unconfirmed=True)
+
     async def clear(self) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._work.scratch, ignore_errors=True)
+        """An empty folder, as most are, needs no thread to go."""
+        try:
+            self._work.out_dir.rmdir()
+            self._work.scratch.rmdir()
+        except OSError:
+            await asyncio.to_thread(shutil.rmtree, self._work.scratch, ignore_errors=True)
 
     async def _attempt(self) -> AttemptEnded:
         work, conversation = self._work, self._conversation
         program = work.program
         element = None if work.item is None else await self._load_element(work.item)
-        await asyncio.to_thread(work.out_dir.mkdir, parents=True, exist_ok=True)
+        work.out_dir.mkdir(parents=True, exist_ok=True)
         inputs = Inputs(work, element)
         invocation = await inputs.invocation(program)
-        if conversation.cancelled is not None:
-            return self._ended(error=cancelled(conversation.cancelled))
+        self._resources = invocation.resources
+        await self._tell_resources(program)
+        if (reason := conversation.cancelled()) is not None:
+            return self._ended(error=cancelled(reason))
+        began = asyncio.get_running_loop().time()
         async with work.services.runner.attempt(invocation) as live:
             outcome = await conversation.hold(live, inputs)
-        if outcome.status != "succeeded":
-            return self._ended(error=outcome_fault(outcome), metrics=outcome.metrics)
         outputs = Outputs(work, conversation)
+        timing = _timing(outcome, asyncio.get_running_loop().time() - began)
+        if outcome.status != "succeeded":
+            given = await outputs.streams() if conversation.cancelled() == NO_DEMAND else None
+            error = outcome_fault(outcome)
+            return self._ended(outputs=given, error=error, metrics=outcome.metrics, timing=timing)
         taken = await outputs.taken(outcome.outputs, program)
-        return self._ended(outputs=taken, metrics=outputs.metrics(outcome))
+        return self._ended(outputs=taken, metrics=outputs.metrics(outcome), timing=timing)
+
+    async def _tell_resources(self, program: AgentProgram) -> None:
+        """One line in the node's log, unless there are but defaults to tell."""
+        said = self._resources.explained
+        if program.origins or self._work.ooms or self._resources.scratch > Resources().scratch:
+            line = agent.Log(level="info", message=f"resources: {'; '.join(said)}")
+            await self._conversation.heard([line])
 
     def _ended(
         self,
         *,
         outputs: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        timing: Mapping[str, float] | None = None,
         error: Fault | None = None,
     ) -> AttemptEnded:
         work, saved = self._work, self.saved
@@ -98,4 +134,13 @@ class NodeAttempt:
             error=error,
             jitter=work.services.chance(),
             resume_from=saved.heads if saved else {},
+            resources=msgspec.to_builtins(self._resources),
+            timing=timing or {},
         )
+
+
+def _timing(outcome: Outcome, took: float) -> dict[str, float]:
+    """Seconds by stage."""
+    running = max(0.0, took - outcome.queued_s - outcome.start_s)
+    stages = {"queued": outcome.queued_s, "starting": outcome.start_s, "running": running}
+    return {name: round(seconds, 6) for name, seconds in stages.items()}

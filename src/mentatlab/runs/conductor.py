@@ -5,41 +5,43 @@ here.
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
-from mentatlab.flows.plan import Plan, PlanNode
-from mentatlab.protocol.errors import Code, MentatError
-from mentatlab.protocol.pins import BY_REFERENCE, Pin, PinType
-from mentatlab.protocol.records import Draft, EndReason
+from mentatlab.flows.plan import Plan
+from mentatlab.protocol.errors import MentatError
+from mentatlab.protocol.records import Draft
 from mentatlab.runs import commands as cmd
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
 from mentatlab.runs import signals as sg
 from mentatlab.runs.assignment import Assignment, SavedState
 from mentatlab.runs.attempts import NodeAttempt
-from mentatlab.runs.edges import Edge
-from mentatlab.runs.elements import Element, elements
+from mentatlab.runs.cache import ContentCache
+from mentatlab.runs.checkpoints import stored
 from mentatlab.runs.faults import fault_of
 from mentatlab.runs.journal import Journal
-from mentatlab.runs.lanes import Standing, stream_id
-from mentatlab.runs.lookups import items_edge, lane_pins
-from mentatlab.runs.maps import MapOutput, MapSource, MapWork, head_of_item, listed
+from mentatlab.runs.map_nodes import MapNodes
+from mentatlab.runs.preparing import Preparation
+from mentatlab.runs.run_lanes import RunLanes
 from mentatlab.runs.services import RunInfo, Services
-from mentatlab.runs.state import NodePhase, RunState, apply
-from mentatlab.runs.store import RunRow
-from mentatlab.runs.values import Values, run_lanes, stream_value
+from mentatlab.runs.state import RunState, apply
+from mentatlab.runs.store import Checkpoint, RunRow
+from mentatlab.runs.values import Values
 
 logger = logging.getLogger(__name__)
 
 _UNIT = tuple[str, int | None]
-_UNIT_ENDS = ev.NodeSucceeded | ev.NodeFailed | ev.NodeCancelled
+_ATTEMPT = tuple[str, int | None, int]
+_UNIT_ENDS = ev.NodeSucceeded | ev.NodeCached | ev.NodeSkipped | ev.NodeFailed | ev.NodeCancelled
+
+UNCONFIRMED_S = 65.0
+"""After an attempt was asked to stop (5 s later its process is killed): then it counts as ended,
+though nobody could see it."""
 
 
 class Conductor:
@@ -57,37 +59,25 @@ class Conductor:
         self._inbox: asyncio.Queue[sg.Signal] = asyncio.Queue()
         self._told = self._heard = 0
         self._asking: list[tuple[int, asyncio.Event]] = []
-        self._attempts: dict[tuple[str, int | None, int], NodeAttempt] = {}
+        self._attempts: dict[_ATTEMPT, NodeAttempt] = {}
+        self._working: set[asyncio.Task[None]] = set()  # what the run's end does not wait for
         self._saved: dict[_UNIT, SavedState] = {}
-        self._standing: dict[str, Standing] = {}
-        self._maps: dict[str, MapWork] = {}
+        self._keys: dict[_UNIT, str] = {}
+        self._cache = ContentCache(services, self._info)
+        self._lanes = RunLanes(services, self._info, plan)
+        self._maps = MapNodes(services, self._info, plan, values, self._lanes, self.tell)
         self._timers: list[asyncio.TimerHandle] = []
         self._first: Sequence[cmd.Command] = ()
         self._recovered = False
         self._ending = asyncio.Event()
         self.ended = asyncio.Event()
-        self._complete = True
 
     # -- what the engine calls
 
     async def open_lanes(self) -> None:
-        """The run's own lane and every output lane; those that are there stay as they are. What a
-        node gave in another run stands in the lanes of that run."""
+        """The run's own lane and every output lane."""
         await self._journal.open()
-        for node, pin in run_lanes(self.plan):
-            if self.state.nodes[node.id].phase is NodePhase.CACHED:
-                continue
-            session = await self._services.hub.create_stream(
-                node.type,
-                pin,
-                workspace=self._info.workspace,
-                run_id=self._info.id,
-                node_id=node.id,
-                mime_type=_mime(node, pin),
-                stream_id=stream_id(self._info.id, node.id, pin),
-            )
-            ranges = session.lane.standing
-            self._standing[session.stream_id] = Standing(ranges) if ranges else Standing()
+        await self._lanes.open(self.state)
 
     def created(self, events: Sequence[ev.RunFact]) -> None:
         """The run was committed with these events, to begin later."""
@@ -102,6 +92,7 @@ class Conductor:
     async def recover(self) -> None:
         """Prepare to go on with a run whose owner died; `open_lanes` comes first."""
         await self._journal.catch_up()
+        self._saved = await stored(self._services, self._info, self.plan, self.values)
         self._recovered = bool(self.state.started_at)
 
     def tell(self, signal: sg.Signal) -> None:
@@ -120,7 +111,8 @@ class Conductor:
         """There is room for the run: let it start, or go on after a recovery."""
         at = self._services.clock()
         if self._recovered:
-            self.tell(sg.Recovered(at=at))
+            heads = {n: saved.heads for (n, item), saved in self._saved.items() if item is None}
+            self.tell(sg.Recovered(at=at, resume_from=heads))
         elif not self.state.started_at:
             self.tell(sg.Begin(at=at))
 
@@ -146,7 +138,7 @@ class Conductor:
         """For a run whose end was committed, but not all that follows from it."""
         await self._journal.catch_up()
         for command in d.stream_ends(self.plan, self.state):
-            await self._end_stream(command)
+            await self._lanes.end(command)
         await self._close()
 
     async def fail(self, fault: ev.Fault) -> None:
@@ -174,7 +166,7 @@ class Conductor:
     async def _close(self) -> None:
         closed = await self._journal.close()
         self.ended.set()
-        if closed and self._complete:
+        if closed and self._lanes.complete:
             await self._services.store.close(self._info.id, self.row.epoch)
 
     # -- the loop
@@ -200,7 +192,7 @@ class Conductor:
             state = decision.state
             events += decision.events
             commands += decision.commands
-            self._cut(decision.commands)
+            self._lanes.cut(decision.commands)
         if events:
             await self._commit(state, events)
         self.state = state
@@ -222,12 +214,6 @@ class Conductor:
         live = {n: a.consumed for (n, item, _), a in self._attempts.items() if item is None}
         return replace(signal, consumed={**consumed, **live})
 
-    def _cut(self, commands: Sequence[cmd.Command]) -> None:
-        for command in commands:
-            if isinstance(command, cmd.OpenStream):
-                keep = 0 if command.item else command.resume_from
-                self._standing[self._lane(command.node, command.pin)].cut(keep)
-
     async def _commit(self, state: RunState, events: list[ev.RunFact]) -> None:
         row = msgspec.structs.replace(
             self.row,
@@ -245,8 +231,8 @@ class Conductor:
         for event in events:
             if isinstance(event, _UNIT_ENDS):
                 self._saved.pop((event.node, event.item), None)
-                if event.item is not None and event.node in self._maps:
-                    await self._maps[event.node].ended(event)
+                await self._remember(event)
+                await self._maps.ended(event)
         if any(isinstance(event, ev.RunStarted) for event in events):
             self._watch_clock()
 
@@ -268,8 +254,9 @@ class Conductor:
         """What nobody waits for any more: overtaken attempts, readers, appenders."""
         for attempt in self._attempts.values():
             attempt.cancel("run_ended")
-        for work in self._maps.values():
-            work.stop()
+        for task in self._working:
+            task.cancel()
+        self._maps.stop_all()
         self._journal.stop()
 
     # -- commands
@@ -280,47 +267,90 @@ class Conductor:
                 case cmd.StartNode():
                     self._start(command)
                 case cmd.CancelNode():
-                    key = (command.node, command.item, command.attempt)
-                    if key in self._attempts:
-                        self._attempts[key].cancel(command.reason)
+                    self._cancel(command)
                 case cmd.ScheduleRetry():
                     self._schedule(command)
                 case cmd.OpenStream():
                     await self._guarded(command.node, self._reopen(command))
                 case cmd.EndStream():
-                    self._tasks.create_task(self._end_stream(command))
+                    self._tasks.create_task(self._lanes.end(command))
                 case cmd.ReadItems():
                     await self._guarded(command.node, self._read_items(command))
                 case cmd.FinishMap():
-                    task = self._tasks.create_task(
-                        self._guarded(command.node, self._finish_map(command))
-                    )
-                    self._maps[command.node].own(task)
+                    finishing = self._guarded(command.node, self._finish_map(command))
+                    self._maps.own(command.node, self._tasks.create_task(finishing))
+                case cmd.Prepare():
+                    self._work(self._prepare(command))
+                case cmd.ScheduleGate():
+                    reject = functools.partial(sg.GateDecided, node=command.node, approved=False)
+                    self._later(command.at - self._services.clock(), reject)
                 case cmd.FinishRun():
                     logger.info("run %s ended %s", self._info.id, command.state)
 
+    def _work(self, work: Coroutine[None, None, None]) -> None:
+        """Do it beside the loop; the run's end stops it."""
+        task = self._tasks.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    # -- before a start
+
+    async def _prepare(self, command: cmd.Prepare) -> None:
+        node, item = self.plan.node(command.node), command.item
+        work = self._assignment(command, started_at=self._services.clock())
+        preparation = Preparation(work, functools.partial(self._maps.element, node), self._cache)
+        answer = await preparation.prepare()
+        if preparation.key is not None:
+            self._keys[node.id, item] = preparation.key
+        self.tell(answer)
+
+    async def _remember(self, event: ev.RunFact) -> None:
+        key = self._keys.pop((event.node, event.item), None)
+        if key is not None and isinstance(event, ev.NodeSucceeded):
+            self._work(self._cache.remember(key, event.node, event.item, event.outputs))
+
+    # -- attempts
+
     def _start(self, command: cmd.StartNode) -> None:
-        node, unit = self.plan.node(command.node), self.state.unit(command.node, command.item)
-        work = Assignment(
-            services=self._services,
-            run=self._info,
-            plan=self.plan,
-            node=node,
-            values=self.values,
-            item=command.item,
-            number=command.attempt,
+        unit = self.state.unit(command.node, command.item)
+        work = self._assignment(
+            command,
             started_at=unit.started_at if unit else self._services.clock(),
             saved=self._saved.pop((command.node, command.item), None),
-            standing=self._standing,
+            ooms=command.ooms,
         )
         attempt = NodeAttempt(
             work,
-            element=lambda item: self._element(node, item),
+            element=functools.partial(self._maps.element, work.node),
             tell=self.tell,
             note=self._note,
+            save=functools.partial(self._save, command),
         )
         self._attempts[command.node, command.item, command.attempt] = attempt
         self._tasks.create_task(self._run_attempt(attempt, command))
+
+    def _assignment(
+        self,
+        command: cmd.StartNode | cmd.Prepare,
+        *,
+        started_at: float,
+        saved: SavedState | None = None,
+        ooms: int = 0,
+    ) -> Assignment:
+        return Assignment(
+            services=self._services,
+            run=self._info,
+            plan=self.plan,
+            node=self.plan.node(command.node),
+            values=self.values,
+            item=command.item,
+            number=command.attempt,
+            started_at=started_at,
+            saved=saved,
+            standing=self._lanes.standing,
+            left_out=command.left_out,
+            ooms=ooms,
+        )
 
     async def _run_attempt(self, attempt: NodeAttempt, command: cmd.StartNode) -> None:
         ended = await attempt.run()
@@ -330,6 +360,17 @@ class Conductor:
             self._saved[command.node, command.item] = attempt.saved  # before the retry is decided
         self.tell(ended)
         await attempt.clear()
+
+    async def _save(self, command: cmd.StartNode, saved: SavedState) -> None:
+        checkpoint = Checkpoint(
+            node=command.node,
+            item=command.item,
+            attempt=command.attempt,
+            state=saved.state,
+            offsets=dict(saved.offsets),
+            heads=dict(saved.heads),
+        )
+        await self._services.store.save_checkpoint(self._info.id, self.row.epoch, checkpoint)
 
     async def _note(self, node_id: str, drafts: list[Draft]) -> None:
         for draft in drafts:
@@ -344,117 +385,36 @@ class Conductor:
         )
         self._later(command.at - self._services.clock(), due)
 
-    # -- lanes
+    def _cancel(self, command: cmd.CancelNode) -> None:
+        key = (command.node, command.item, command.attempt)
+        if key in self._attempts:
+            self._attempts[key].cancel(command.reason)
+            loop = asyncio.get_running_loop()
+            self._timers.append(loop.call_later(UNCONFIRMED_S, self._give_up, key))
+        elif command.item is None:
+            self._maps.stop(command.node)
 
-    def _lane(self, node: str, pin: str) -> str:
-        return stream_id(self._info.id, node, pin)
+    def _give_up(self, key: _ATTEMPT) -> None:
+        if key in self._attempts:
+            self.tell(self._attempts[key].unconfirmed())
+
+    # -- lanes and items
 
     async def _reopen(self, command: cmd.OpenStream) -> None:
-        """The lane's next attempt; checkpoints of consumers that read on further are of no use."""
-        name, head = self._lane(command.node, command.pin), command.resume_from
-        if (work := self._maps.get(command.node)) is not None:
-            work.stop()
-        if command.item:
-            head = await head_of_item(self._services, name, command.item)
-        started = await self._services.hub.start_attempt(
-            name, attempt=command.attempt, resume_from=head
-        )
-        standing = self._standing[name]
-        standing.cut(head)
-        standing.reopen(started.last)
+        """Checkpoints of consumers that read on further than what stands are of no use."""
+        self._maps.stop(command.node)
+        head = await self._lanes.reopen(command)
         for edge in self.plan.node(command.node).outputs:
             saved = self._saved.get((edge.target, None))
             if saved is not None and saved.offsets.get(edge.target_pin, 0) > head:
                 del self._saved[edge.target, None]
 
-    async def _end_stream(self, command: cmd.EndStream) -> None:
-        if command.outcome != "complete" and command.node in self._maps:
-            self._maps[command.node].stop()
-        error = None
-        if command.error is not None:
-            text = f"{command.error.code}: {command.error.message}"
-            error = (_STREAM_ERRORS.get(command.error.code, "agent_error"), text)
-        reason: EndReason = "cancelled" if command.outcome == "cancelled" else "complete"
-        name = self._lane(command.node, command.pin)
-        if name not in self._standing:
-            return  # another run's, which has ended it
-        try:
-            await self._services.hub.end_stream(name, reason=reason, error=error)
-        except MentatError:
-            logger.exception("the stream %s could not be ended; the next start will", name)
-            self._complete = False
-
-    # -- forEach
-
     async def _read_items(self, command: cmd.ReadItems) -> None:
-        node = self.plan.node(command.node)
-        if (old := self._maps.get(node.id)) is not None:
-            old.stop()
-        source = MapSource(self._elements_of(node, command.after), node.max_parallel)
-        output = None
-        if lane_pins(node):
-            output = MapOutput(self._services, self._info, node, attempt=command.attempt)
-            if command.after > 0:
-                await output.recover(self.state.nodes[node.id].items)
-        work = MapWork(self._services, node, command.attempt, source, output, self.tell)
-        self._maps[node.id] = work
+        work = await self._maps.read(command, self.state.nodes[command.node].items)
         work.start(self._tasks)
 
-    async def _elements_of(self, node: PlanNode, after: int) -> AsyncGenerator[Element, None]:
-        edge = items_edge(node)
-        assert edge is not None
-        if not edge.source_is_list:
-            name = self._lane(edge.source, edge.source_pin)
-            standing = self._standing.get(name)
-            async for element in elements(
-                self._services.hub, name, after=after, standing=standing, reader=node.id
-            ):
-                yield element
-            return
-        value = self.values.of(edge)
-        found = await self._services.edges.read_list(value, self._info.workspace)
-        for index, one in enumerate(found, 1):
-            if index > after:
-                yield Element(index, one)
-
-    async def _element(self, node: PlanNode, item: int) -> Element:
-        """An item's value: read ahead, or, when it was started before a recovery, read again."""
-        work = self._maps.get(node.id)
-        if work is not None and (held := work.source.get(item)) is not None:
-            return held
-        async with contextlib.aclosing(self._elements_of(node, item - 1)) as found:
-            return await anext(found)
-
     async def _finish_map(self, command: cmd.FinishMap) -> None:
-        node = self.plan.node(command.node)
-        await self._maps[node.id].drained()
-        outputs: dict[str, Any] = {}
-        for pin in node.output_pins:
-            if lane_pins(node):
-                lane = await self._services.hub.lane(self._lane(node.id, pin.name))
-                outputs[pin.name] = stream_value(
-                    self._info.id, node, pin.name, chunks=lane.chunks, state="ended"
-                )
-            else:
-                found = await listed(self._services, self._info.id, node, pin.name)
-                edge = Edge(
-                    workspace=self._info.workspace,
-                    flow_id=self._info.flow_id,
-                    run_id=self._info.id,
-                    node_id=node.id,
-                    pin=Pin(pin.name, PinType.JSON),
-                    owner=f"run:{self._info.id}",
-                    now_ms=int(self._services.clock() * 1000),
-                )
-                outputs[pin.name] = await self._services.edges.process_edge_data(edge, found)
-        self.tell(
-            sg.AttemptEnded(
-                at=self._services.clock(),
-                node=node.id,
-                attempt=command.attempt,
-                outputs=outputs,
-            )
-        )
+        self.tell(await self._maps.finish(command))
 
     async def _guarded(self, node_id: str, work: Awaitable[None]) -> None:
         """What fails here fails the node, never the run's loop."""
@@ -467,20 +427,3 @@ class Conductor:
                 self.tell(sg.MapFailed(at=at, node=node_id, attempt=state.attempt, error=fault))
             else:
                 self.tell(sg.AttemptEnded(at=at, node=node_id, attempt=state.attempt, error=fault))
-
-
-_STREAM_ERRORS: dict[str, str] = {
-    Code.AGENT_TIMEOUT: "timeout",
-    Code.UPSTREAM_FAILED: "cancelled_upstream",
-    Code.DISK_FULL: "storage_failed",
-    Code.INTERNAL: "internal",
-}
-
-
-def _mime(node: PlanNode, pin_name: str) -> str:
-    """Of the elements; a pin that allows several says none."""
-    pin = next(p for p in node.output_pins if p.name == pin_name)
-    mime = pin.metadata.mime_type
-    if mime and "," not in mime and "*" not in mime:
-        return mime
-    return "application/octet-stream" if pin.item_type in BY_REFERENCE else "application/json"

@@ -14,6 +14,7 @@ from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.protocol.records import Draft, Producer
 from mentatlab.runners.port import Attempt, Outcome
 from mentatlab.runs.assignment import Assignment, SavedState
+from mentatlab.runs.checkpoints import Checkpoints, Save
 from mentatlab.runs.elements import StreamBrokenError, chunk_draft
 from mentatlab.runs.inputs import Inputs
 from mentatlab.runs.signals import LaneActive, Signal
@@ -27,7 +28,8 @@ Events = Sequence[agent.AgentEvent | None]
 
 class Conversation:
     """`consumed`: per live input pin the last sequence given to the agent; `saved`: its last
-    checkpoint. `tell` takes signals for `decide`, `note` a node's log records."""
+    checkpoint. `tell` takes signals for `decide`, `note` a node's log records, `save` checkpoints.
+    """
 
     def __init__(
         self,
@@ -35,10 +37,12 @@ class Conversation:
         *,
         tell: Callable[[Signal], None],
         note: Callable[[str, list[Draft]], Awaitable[None]],
+        save: Save,
     ) -> None:
         self._work, self._services, self._node = work, work.services, work.node
         self._tell, self._note, self.saved = tell, note, work.saved
         self.consumed: dict[str, int] = dict(work.saved.offsets) if work.saved else {}
+        self._checkpoints = Checkpoints(save)
         self._sent: dict[str, int] = {}
         self._heads: dict[str, int] = dict(work.saved.heads) if work.saved else {}
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -47,14 +51,16 @@ class Conversation:
         if not self._stop.done():
             self._stop.set_result(reason)
 
-    @property
     def cancelled(self) -> str | None:
         """The reason, once it was asked to stop."""
         return self._stop.result() if self._stop.done() else None
 
     async def hold(self, live: Attempt, inputs: Inputs) -> Outcome:
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._cancel_when_asked(live))]
+            helpers = [
+                group.create_task(self._cancel_when_asked(live)),
+                group.create_task(self._checkpoints.keep()),
+            ]
             helpers += [
                 group.create_task(self._feed(live, inputs, edge)) for edge in inputs.fed_edges
             ]
@@ -62,6 +68,8 @@ class Conversation:
             outcome = await live.outcome()
             for helper in helpers:
                 helper.cancel()
+        if outcome.status != "succeeded":
+            await self._checkpoints.flush()
         return outcome
 
     async def _cancel_when_asked(self, live: Attempt) -> None:
@@ -122,10 +130,11 @@ class Conversation:
             await self._note(self._node.id, notes)
 
     def _save(self, checkpoint: agent.Checkpoint) -> None:
-        offsets = self.consumed if checkpoint.offsets is None else checkpoint.offsets
-        self.saved = SavedState(
-            state=checkpoint.state, offsets=dict(offsets), heads=dict(self._heads)
-        )
+        """An agent cannot have read further than it was given."""
+        said = self.consumed if checkpoint.offsets is None else checkpoint.offsets
+        offsets = {pin: min(offset, self.consumed.get(pin, 0)) for pin, offset in said.items()}
+        self.saved = SavedState(state=checkpoint.state, offsets=offsets, heads=dict(self._heads))
+        self._checkpoints.put(self.saved)
 
     async def _draft(self, chunk: agent.Chunk) -> Draft:
         pin = self._stream_pin(chunk.pin)

@@ -308,6 +308,22 @@ class MultimodalEdgeProcessor:
         finally:
             await reader.aclose()
 
+    async def whole(self, value: Any, workspace: str, budget: Budget) -> Any:
+        """A stored string or JSON value read back, any other as it is.
+
+        `TooLarge(VALUE_TOO_LARGE)` when the budget is used up.
+        """
+        if not _stands_for_value(value):
+            return value
+        blob = await self._storage.get(value, workspace=workspace)
+        if not budget.take(blob.size):
+            raise TooLarge(
+                Code.VALUE_TOO_LARGE,
+                f"{blob.size} bytes are more than a condition or schema is given",
+                hint="decide in an agent, and hand on what the condition needs",
+            )
+        return await self.read_value(blob)
+
     async def read_list(self, value: Any, workspace: str) -> list[Any]:
         """A list value, stored or inline; `Invalid(FOREACH_NOT_A_LIST)` for anything else."""
         if _stands_for_value(value):

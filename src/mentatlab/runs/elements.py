@@ -39,21 +39,23 @@ class StreamBrokenError(MentatError):
 async def elements(
     hub: StreamingConnectionManager,
     name: str,
+    standing: Mapping[str, Standing],
     *,
     after: int = 0,
-    standing: Standing | None = None,
     reader: str = "",
 ) -> AsyncIterator[Element]:
-    """The standing data of a lane, in order, as they come. Without `standing` all of it stands.
+    """The data of a lane that stand, in order, as they come. `standing`: of the run's own lanes, by
+    name; of another's what stands now.
 
     `reader` is the node that holds the lane's publisher back to its own pace; "" holds nobody.
     """
+    stands = standing.get(name) or await _foreign(hub, name)
     options = Options(policy="block", reader=reader) if reader else Options()
     async with hub.subscribe(name, from_=after + 1, options=options) as records:
         async for record in records:
             match record.type:
                 case RecordType.DATA:
-                    if standing is None or standing.holds(record.sequence):
+                    if stands.holds(record.sequence):
                         yield element_of(record)
                 case RecordType.END if record.payload.get("reason") == "complete":
                     return
@@ -61,6 +63,11 @@ async def elements(
                     raise StreamBrokenError(name)
                 case RecordType.START:
                     pass
+
+
+async def _foreign(hub: StreamingConnectionManager, name: str) -> Standing:
+    ranges = (await hub.lane(name)).standing
+    return Standing(ranges) if ranges else Standing()
 
 
 def element_of(record: StreamChunk) -> Element:

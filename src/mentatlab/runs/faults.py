@@ -30,8 +30,11 @@ def internal_fault(error: BaseException) -> Fault:
     )
 
 
-def cancelled(reason: str) -> Fault:
-    return Fault(Code.AGENT_CANCELLED, f"cancelled: {reason}")
+def cancelled(reason: str, *, confirmed: bool = True) -> Fault:
+    text = f"cancelled: {reason}"
+    if not confirmed:
+        text += "; it was told to die, and nobody could see that it did"
+    return Fault(Code.AGENT_CANCELLED, text)
 
 
 def outcome_fault(outcome: Outcome) -> Fault:

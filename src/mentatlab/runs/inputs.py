@@ -1,22 +1,23 @@
 """What an agent is given: values gathered and checked before it starts, elements while it runs."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from mentatlab.flows.expressions import MAX_VALUES_BYTES
 from mentatlab.flows.plan import PlanEdge
 from mentatlab.protocol import tokens
-from mentatlab.protocol.agent import AgentProgram
+from mentatlab.protocol.agent import AgentProgram, Resources
 from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.protocol.media import is_reference
 from mentatlab.protocol.pins import Pin, PinType
 from mentatlab.protocol.stdio import Context
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Invocation
+from mentatlab.runners.resources import calculate_resources
 from mentatlab.runs.assignment import Assignment
 from mentatlab.runs.edges import Budget
 from mentatlab.runs.elements import Element, StreamBrokenError, elements
-from mentatlab.runs.lanes import stream_id
-from mentatlab.runs.lookups import lane_pins
+from mentatlab.runs.values import PASSED_ON
 
 _TOKEN_CAPABILITIES: tuple[tokens.Capability, ...] = ("sub", "pub", "put")
 
@@ -27,6 +28,11 @@ class Inputs:
     def __init__(self, work: Assignment, element: Element | None) -> None:
         self._work, self._services, self._node = work, work.services, work.node
         self._element = element
+        self._edges = {
+            edge.target_pin: edge
+            for edge in self._node.inputs
+            if edge.target_pin not in work.left_out
+        }
 
     @property
     def fed_edges(self) -> list[PlanEdge]:
@@ -36,7 +42,8 @@ class Inputs:
     async def invocation(self, program: AgentProgram) -> Invocation:
         inputs = await self._values()
         given = self._services.environment
-        attempt_s = self._attempt_s(program)
+        resources = self._resources(program, inputs)
+        attempt_s = self._attempt_s(resources)
         return Invocation(
             workspace=self._work.run.workspace,
             program=program,
@@ -46,15 +53,24 @@ class Inputs:
             stream_inputs=tuple(edge.target_pin for edge in self.fed_edges),
             env={name: given[name] for name in program.env if name in given},
             scratch=self._work.scratch,
-            resources=program.resources,
+            resources=resources,
             start_timeout_s=self._node.timeouts.start_s,
             attempt_timeout_s=attempt_s,
             heartbeat_timeout_s=self._node.timeouts.heartbeat_s,
         )
 
-    def _attempt_s(self, program: AgentProgram) -> float:
+    def _resources(self, program: AgentProgram, inputs: Mapping[str, Any]) -> Resources:
+        """Each attempt that died for want of memory gives the next one more of it."""
+        resources = calculate_resources(program, inputs)
+        batch = program.warm.batch.max if program.warm and program.warm.batch else 0
+        for _ in range(self._work.ooms):
+            most = self._services.machine.memory
+            resources = resources.adapted(most=most, batch=batch) or resources
+        return resources
+
+    def _attempt_s(self, resources: Resources) -> float:
         limits = self._node.timeouts
-        own = limits.attempt_s or program.resources.timeout_s
+        own = limits.attempt_s or resources.timeout_s
         if limits.total_s is None:
             return own
         left = self._work.started_at + limits.total_s - self._services.clock()
@@ -92,12 +108,31 @@ class Inputs:
 
     # -- before the start
 
+    async def given(self) -> dict[str, Any]:
+        """What has come for the value pins, as it is recorded: no check, nothing read."""
+        fed = {edge.target_pin for edge in self.fed_edges}
+        wanted = [p for p in self._node.input_pins if p.name not in {*fed, *self._work.left_out}]
+        found = {pin.name: await self._value_for(pin) for pin in wanted}
+        return {name: value for name, value in found.items() if value is not None}
+
+    async def variables(self) -> dict[str, Any]:
+        """What the node's expressions and its schema are given, whole."""
+        names = {*self._node.variables, PASSED_ON}
+        if self._node.for_each is not None:
+            names.add(self._node.for_each)
+        budget, workspace = Budget(MAX_VALUES_BYTES), self._work.run.workspace
+        return {
+            name: await self._services.edges.whole(value, workspace, budget)
+            for name, value in (await self.given()).items()
+            if name in names
+        }
+
     async def _values(self) -> dict[str, Any]:
         """Every value pin, checked against its constraints before the agent starts."""
         budget, inputs = Budget(), dict[str, Any]()
-        fed = {edge.target_pin for edge in self.fed_edges}
+        apart = {edge.target_pin for edge in self.fed_edges} | {*self._work.left_out}
         for pin in self._node.input_pins:
-            if pin.name in fed:
+            if pin.name in apart:
                 continue
             value = await self._value_for(pin)
             if value is not None:
@@ -114,17 +149,20 @@ class Inputs:
     async def _value_for(self, pin: Pin) -> Any:
         if self._element is not None and pin.name == self._node.for_each:
             return self._element.value
-        edge = next((e for e in self._node.inputs if e.target_pin == pin.name), None)
+        edge = self._edges.get(pin.name)
         if edge is None:
             value = self._work.values.get(self._node.id, pin.name)
             return self._node.params.get(pin.name, pin.default) if value is None else value
-        if edge.adapter == "collect" and not edge.source_is_list:
+        made = self._work.values.maker(edge)
+        if is_collected(made):
             return await self._collect(edge, pin)
-        return self._work.values.of(edge)
+        value = self._work.values.of(edge)
+        once = value is not None and "once" in (edge.adapter, made.adapter)
+        return [value] if once else value
 
     async def _collect(self, edge: PlanEdge, pin: Pin) -> Any:
         """A finished stream as one JSON array; a large one goes by reference."""
-        name = self._stream_of(edge)
+        name = self._work.values.lane(edge, self._work.run.id)
         if name is None:
             return None
         try:
@@ -139,7 +177,9 @@ class Inputs:
     # -- while it runs
 
     async def elements_of(self, edge: PlanEdge, after: int) -> AsyncIterator[Element]:
-        name = self._stream_of(edge)
+        if edge.target_pin in self._work.left_out:
+            return
+        name = self._work.values.lane(edge, self._work.run.id)
         if name is not None:
             async for element in self._lane(name, after, reader=self._node.id):
                 yield element
@@ -154,21 +194,16 @@ class Inputs:
         pin = next(p for p in self._node.input_pins if p.name == pin_name)
         return await self._services.edges.deliver(self._work.edge(pin), value, Budget())
 
-    def _stream_of(self, edge: PlanEdge) -> str | None:
-        """The lane behind an edge; a run's own input may name a stream too."""
-        match self._work.values.of(edge):
-            case {"type": "stream", "stream_id": str(name)}:
-                return name
-            case _ if edge.source_pin in lane_pins(self._work.plan.node(edge.source)):
-                return stream_id(self._work.run.id, edge.source, edge.source_pin)
-            case _:
-                return None
-
     def _lane(self, name: str, after: int = 0, *, reader: str = "") -> AsyncIterator[Element]:
-        standing = self._work.standing.get(name)
-        return elements(self._services.hub, name, after=after, standing=standing, reader=reader)
+        hub, standing = self._services.hub, self._work.standing
+        return elements(hub, name, standing, after=after, reader=reader)
+
+
+def is_collected(edge: PlanEdge) -> bool:
+    """Whether the edge carries a stream's elements as one list."""
+    return edge.adapter == "collect" and not edge.source_is_list
 
 
 def is_fed(edge: PlanEdge) -> bool:
     """Whether the agent gets the edge's elements one by one while it runs."""
-    return edge.kind == "stream" or edge.adapter == "once"
+    return edge.kind == "stream"

@@ -21,6 +21,9 @@ _LEAD = 2
 """
 
 
+Outcome = ev.NodeSucceeded | ev.NodeCached | ev.NodeSkipped | ev.NodeFailed
+
+
 class _Now(TypedDict):
     at: float
     node: str
@@ -60,7 +63,7 @@ class MapOutput:
     def __init__(self, services: Services, run: RunInfo, node: PlanNode, *, attempt: int) -> None:
         self._services, self._run, self._node, self._attempt = services, run, node, attempt
         self._order: deque[int] = deque()
-        self._outcomes: dict[int, ev.NodeSucceeded | ev.NodeFailed] = {}
+        self._outcomes: dict[int, Outcome] = {}
         self._sent = dict.fromkeys((p.name for p in node.output_pins), 0)
         self._there: dict[str, frozenset[int]] = {}
         self._active: set[str] = set()
@@ -87,7 +90,7 @@ class MapOutput:
     def expect(self, item: int) -> None:
         self._order.append(item)
 
-    def done(self, outcome: ev.NodeSucceeded | ev.NodeFailed) -> None:
+    def done(self, outcome: Outcome) -> None:
         assert outcome.item is not None
         self._outcomes[outcome.item] = outcome
 
@@ -122,7 +125,7 @@ class MapOutput:
         self._appending = False
         return [o.item for o in finished if o.item is not None]
 
-    def _take(self) -> list[ev.NodeSucceeded | ev.NodeFailed]:
+    def _take(self) -> list[Outcome]:
         items: list[int] = []
         if not self._node.ordered:
             items = [item for item in self._order if item in self._outcomes]
@@ -132,7 +135,7 @@ class MapOutput:
                 items.append(self._order.popleft())
         return [self._outcomes.pop(item) for item in items]
 
-    def _draft(self, pin_name: str, outcome: ev.NodeSucceeded | ev.NodeFailed) -> Draft | None:
+    def _draft(self, pin_name: str, outcome: Outcome) -> Draft | None:
         pin = next(p for p in self._node.output_pins if p.name == pin_name)
         value = item_value(self._node, pin_name, outcome)
         if value is None:
@@ -186,7 +189,7 @@ class MapWork:
 
     async def ended(self, outcome: ev.RunFact) -> None:
         """An item's outcome was committed."""
-        if self._output is None or not isinstance(outcome, ev.NodeSucceeded | ev.NodeFailed):
+        if self._output is None or not isinstance(outcome, Outcome):
             assert outcome.item is not None
             self.source.release(outcome.item)
             return
@@ -241,26 +244,29 @@ class MapWork:
         return {"at": self._services.clock(), "node": self._node.id, "attempt": self._attempt}
 
 
-def item_value(node: PlanNode, pin: str, outcome: ev.NodeSucceeded | ev.NodeFailed) -> Any:
+def item_value(node: PlanNode, pin: str, outcome: Outcome) -> Any:
     """What an item leaves in the node's output: its value, an error record, or nothing (None)."""
-    if isinstance(outcome, ev.NodeSucceeded):
+    if isinstance(outcome, ev.NodeSucceeded | ev.NodeCached):
         return outcome.outputs.get(pin)
-    if node.on_item_error == "skip":
+    if isinstance(outcome, ev.NodeSkipped) or node.on_item_error == "skip":
         return None
     error = {"code": outcome.error.code, "message": outcome.error.message}
     return {"item": outcome.item, "error": error}
 
 
-async def item_outcomes(
-    services: Services, run_id: str, node: str
-) -> Mapping[int, ev.NodeSucceeded | ev.NodeFailed]:
+async def item_outcomes(services: Services, run_id: str, node: str) -> Mapping[int, Outcome]:
     """The committed outcomes that stand, by item, in item order."""
-    found: dict[int, ev.NodeSucceeded | ev.NodeFailed] = {}
+    found: dict[int, Outcome] = {}
     for event in await services.store.item_events(run_id, node):
         match event:
             case ev.ItemsVoided():
                 found = {item: e for item, e in found.items() if item <= event.above}
-            case ev.NodeSucceeded(item=int(item)) | ev.NodeFailed(item=int(item)):
+            case (
+                ev.NodeSucceeded(item=int(item))
+                | ev.NodeCached(item=int(item))
+                | ev.NodeSkipped(item=int(item))
+                | ev.NodeFailed(item=int(item))
+            ):
                 found[item] = event
             case _:
                 pass

@@ -54,10 +54,16 @@ class Outputs:
         if value is not None and not (is_object(value) and value.get("type") == "stream"):
             listed = value if is_array(value) else [value]
             await self._conversation.heard([agent.Chunk(pin=pin.name, data=one) for one in listed])
-        lane = await self._services.hub.lane(self._work.lane(pin.name))
-        return stream_value(
-            self._work.run.id, self._node, pin.name, chunks=lane.chunks, state="ended"
-        )
+        return await self._stream(pin.name)
+
+    async def streams(self) -> dict[str, Any]:
+        """The streams as they are, of an agent that was stopped."""
+        pins = [pin.name for pin in self._node.output_pins if pin.type is PinType.STREAM]
+        return {pin: await self._stream(pin) for pin in pins}
+
+    async def _stream(self, pin: str) -> dict[str, Any]:
+        lane = await self._services.hub.lane(self._work.lane(pin))
+        return stream_value(self._work.run.id, self._node, pin, chunks=lane.chunks, state="ended")
 
     def metrics(self, outcome: Outcome) -> Mapping[str, Any]:
         if len(msgspec.json.encode(outcome.metrics)) <= _MAX_METRICS:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mentatlab.runners.machine import Machine, this_machine
 from mentatlab.runners.port import Runner
 from mentatlab.runs.edges import MultimodalEdgeProcessor
 from mentatlab.runs.limits import Limits
@@ -28,6 +29,7 @@ class Services:
     secret: bytes = b""
     url: str = ""
     limits: Limits = field(default_factory=Limits)
+    machine: Machine = field(default_factory=this_machine)
     clock: Callable[[], float] = time.time
     chance: Callable[[], float] = random.random
 

@@ -310,7 +310,8 @@ _DROP_SNAPSHOT = """
     WHERE digest = :digest AND NOT EXISTS (SELECT 1 FROM runs WHERE digest = :digest)
 """
 _ITEM_TYPES = tuple(
-    str(t.__struct_config__.tag) for t in (ev.NodeSucceeded, ev.NodeFailed, ev.ItemsVoided)
+    str(t.__struct_config__.tag)
+    for t in (ev.NodeSucceeded, ev.NodeCached, ev.NodeSkipped, ev.NodeFailed, ev.ItemsVoided)
 )
 
 

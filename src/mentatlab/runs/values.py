@@ -14,13 +14,21 @@ from mentatlab.runs import events as ev
 from mentatlab.runs.lanes import stream_id
 from mentatlab.runs.lookups import lane_pins
 
+PASSED_ON = "value"
+"""The input pin of a control node whose value its output pins have."""
+
 
 class Values:
-    """Final values by (node, pin). Not those of single items, which stay in the log."""
+    """Final values by (node, pin). Not those of single items, which stay in the log.
+
+    Control nodes copy nothing: what one of their output pins has is looked up where it was made.
+    """
 
     def __init__(self, plan: Plan, inputs: Mapping[str, Any]) -> None:
         self._plan = plan
+        self._nodes = {node.id: node for node in plan.nodes}
         self._values: dict[tuple[str, str], Any] = {}
+        self._taken: dict[str, tuple[str, ...] | None] = {}
         for wanted in plan.inputs:
             if wanted.pin.default is not None:
                 self._values[wanted.node, wanted.pin.name] = wanted.pin.default
@@ -30,22 +38,61 @@ class Values:
 
     def add(self, events: Iterable[ev.RunFact]) -> None:
         for event in events:
-            if isinstance(event, ev.NodeSucceeded) and event.item is None:
+            if isinstance(event, ev.NodeSucceeded | ev.NodeCached) and event.item is None:
                 for pin, value in event.outputs.items():
                     self._values[event.node, pin] = value
+                if isinstance(event, ev.NodeSucceeded):
+                    self._taken[event.node] = event.taken
 
     def get(self, node: str, pin: str) -> Any:
         return self._values.get((node, pin))
 
     def of(self, edge: PlanEdge) -> Any:
-        return self._values.get((edge.source, edge.source_pin))
+        """What the edge carries; None also of a branch that was not taken."""
+        source = self._nodes[edge.source]
+        if source.kind != "control":
+            return self._values.get((edge.source, edge.source_pin))
+        if not self._is_taken(edge):
+            return None
+        fed = _passed_on(source)
+        return self.of(fed) if fed is not None else self.own(source, PASSED_ON)
+
+    def _is_taken(self, edge: PlanEdge) -> bool:
+        if edge.source not in self._taken:
+            return False
+        taken = self._taken[edge.source]
+        return taken is None or edge.source_pin in taken
+
+    def own(self, node: PlanNode, pin: str) -> Any:
+        """Of a pin without an edge: the run's input, or the constant."""
+        value = self._values.get((node.id, pin))
+        return node.params.get(pin) if value is None else value
+
+    def maker(self, edge: PlanEdge) -> PlanEdge:
+        """The edge by which the value left the node that made it; the edge itself, unless its
+        source is a control node. Where it ends in one, that has the value of its own."""
+        source = self._nodes[edge.source]
+        fed = _passed_on(source) if source.kind == "control" else None
+        return edge if fed is None else self.maker(fed)
+
+    def lane(self, edge: PlanEdge, run_id: str) -> str | None:
+        """The stream behind the edge: this run's, that of the run which a cached node's outputs
+        are from, or one that the run was given; None when it carries no stream."""
+        made = self.maker(edge)
+        match self._values.get((made.source, made.source_pin)):
+            case {"type": "stream", "stream_id": str(name)}:
+                return name
+            case _ if made.source_pin in lane_pins(self._nodes[made.source]):
+                return stream_id(run_id, made.source, made.source_pin)
+            case _:
+                return None
 
     def outputs(self) -> dict[str, Any]:
         """The run's outputs so far, by `node.pin`."""
         found: dict[str, Any] = {}
         for name, pin in self._plan.outputs:
-            source, source_pin = origin(self._plan.node(name), pin)
-            value = self._values.get((source, source_pin))
+            shown = _edge_into(self._nodes[name], pin)
+            value = self._values.get((name, pin)) if shown is None else self.of(shown)
             if value is not None:
                 found[f"{name}.{pin}"] = value
         return found
@@ -53,11 +100,19 @@ class Values:
 
 def origin(node: PlanNode, pin: str) -> tuple[str, str]:
     """Where an output node's pin gets its value; any other pin is its own origin."""
-    if node.kind == "output":
-        for edge in node.inputs:
-            if edge.target_pin == pin:
-                return edge.source, edge.source_pin
-    return node.id, pin
+    edge = _edge_into(node, pin)
+    return (node.id, pin) if edge is None else (edge.source, edge.source_pin)
+
+
+def _edge_into(node: PlanNode, pin: str) -> PlanEdge | None:
+    """What an output node shows at its pin."""
+    if node.kind != "output":
+        return None
+    return next((edge for edge in node.inputs if edge.target_pin == pin), None)
+
+
+def _passed_on(node: PlanNode) -> PlanEdge | None:
+    return next((edge for edge in node.inputs if edge.target_pin == PASSED_ON), None)
 
 
 def check_inputs(plan: Plan, inputs: Mapping[str, Any]) -> None:
