@@ -60,6 +60,8 @@ class Batches:
         """Returns when its group has been written; `most` (0 = the manifest's) are in one."""
         most = min(most or self._batch.max, self._batch.max)
         group = self._open
+        if group is not None:
+            group.members = [other for other in group.members if other.wanted()]
         if group is None or len(group.members) >= most:
             group = self._begin(most)
         group.members.append(member)
