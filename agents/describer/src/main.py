@@ -21,7 +21,11 @@ TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
 class Params(msgspec.Struct):
+    """`model` wins over `MODEL`; with a `schema` the answer is JSON of that form."""
+
     prompt: str = "Describe what you are given, in a few plain sentences."
+    model: str = ""
+    schema: dict[str, Any] | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 500
 
 
@@ -32,14 +36,15 @@ class Endpoint:
     model: str
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> "Endpoint":
-        base, model = environment.get("OPENAI_BASE_URL"), environment.get("MODEL")
+    def from_environment(cls, environment: Mapping[str, str], model: str = "") -> "Endpoint":
+        base, model = environment.get("OPENAI_BASE_URL"), model or environment.get("MODEL", "")
         if not base or not model:
             raise AgentError(
                 Code.ENDPOINT_NOT_CONFIGURED,
                 "the describer has no endpoint",
                 hint="start the server with OPENAI_BASE_URL (e.g. http://127.0.0.1:8000/v1), MODEL"
-                " and, when the endpoint asks for one, OPENAI_API_KEY in its environment",
+                " (or the input `model`) and, when the endpoint asks for one, OPENAI_API_KEY in its"
+                " environment",
             )
         url = base.rstrip("/") + "/chat/completions"
         return cls(url=url, key=environment.get("OPENAI_API_KEY", ""), model=model)
@@ -53,20 +58,24 @@ class Describer(StreamingAgent):
     concurrency = 4
 
     async def process(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        endpoint = Endpoint.from_environment(os.environ)
         params = read_params(inputs, Params)
-        request = {
+        endpoint = Endpoint.from_environment(os.environ, params.model)
+        request: dict[str, Any] = {
             "model": endpoint.model,
             "stream": True,
             "max_tokens": params.max_tokens,
             "messages": [{"role": "user", "content": await self._content(params.prompt, inputs)}],
         }
+        if params.schema is not None:
+            form = {"name": "answer", "strict": True, "schema": params.schema}
+            request["response_format"] = {"type": "json_schema", "json_schema": form}
         pieces: list[str] = []
         await self.init_stream("text")
         async for piece in complete(endpoint, request):
             pieces.append(piece)
             await self.stream_output("text", piece)
-        return {"answer": "".join(pieces)}
+        answer = "".join(pieces)
+        return {"answer": answer} | ({} if params.schema is None else {"object": parsed(answer)})
 
     async def _content(self, prompt: str, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
@@ -125,6 +134,13 @@ def piece_of(data: str) -> str:
             return text
         case _:
             return ""  # a role, a usage report, a finish reason
+
+
+def parsed(answer: str) -> Any:
+    try:
+        return msgspec.json.decode(answer)
+    except msgspec.DecodeError as error:
+        raise failed(f"the answer is not the JSON that was asked for: {answer[:200]!r}") from error
 
 
 def refused(status: int, body: bytes) -> AgentError:

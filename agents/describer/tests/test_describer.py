@@ -155,3 +155,25 @@ async def test_warm_answers_again(warm: Any, endpoint: Endpoint) -> None:
         second = await agent.invoke({"prompt": "two"})
     assert first.outputs == second.outputs == {"answer": "".join(PIECES)}
     assert [r["messages"][0]["content"][0]["text"] for r in endpoint.requests] == ["one", "two"]
+
+
+async def test_a_schema_makes_the_answer_an_object(one_shot: Any, endpoint: Endpoint) -> None:
+    schema = {"type": "object", "required": ["what"]}
+    endpoint.body = [*words(['{"what": ', '"a cup"}']), event(b"[DONE]")]
+    answer = await one_shot({"schema": schema, "model": "other"}, env=endpoint.env)
+    assert answer.outputs["object"] == {"what": "a cup"}
+    [request] = endpoint.requests
+    assert request["model"] == "other"
+    form = request["response_format"]
+    assert (form["type"], form["json_schema"]["schema"]) == ("json_schema", schema)
+
+
+async def test_a_schema_and_an_answer_that_is_no_json(one_shot: Any, endpoint: Endpoint) -> None:
+    answer = await one_shot({"schema": {"type": "object"}}, env=endpoint.env)
+    assert answer.error["code"] == "ENDPOINT_FAILED"
+    assert "not the JSON" in answer.error["message"]
+
+
+async def test_a_model_by_input_needs_no_variable(one_shot: Any, endpoint: Endpoint) -> None:
+    env = {k: v for k, v in endpoint.env.items() if k != "MODEL"}
+    assert (await one_shot({"model": "gpt-4"}, env=env)).exit_code == 0

@@ -19,9 +19,10 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Params(msgspec.Struct, frozen=True):
-    """At most one of the first four; without any, `every_s` is 1."""
+    """At most one of the first five; without any, `every_s` is 1."""
 
     every_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    fps: Annotated[float, msgspec.Meta(gt=0)] | None = None  # frames a second
     every_n: Count | None = None
     keyframes: bool = False
     scenes: bool = False
@@ -30,9 +31,10 @@ class Params(msgspec.Struct, frozen=True):
     quality: Annotated[int, msgspec.Meta(ge=1, le=95)] = 85  # of the JPEG
 
     def __post_init__(self) -> None:
-        ways = (self.every_s, self.every_n, self.keyframes or None, self.scenes or None)
+        switches = (self.keyframes or None, self.scenes or None)
+        ways = (self.every_s, self.fps, self.every_n, *switches)
         if sum(way is not None for way in ways) > 1:
-            raise ValueError("give one of every_s, every_n, keyframes and scenes")
+            raise ValueError("give one of every_s, fps, every_n, keyframes and scenes")
 
 
 class Jpeg(NamedTuple):
@@ -40,6 +42,7 @@ class Jpeg(NamedTuple):
     width: int
     height: int
     time_s: float
+    index: int  # of the video's frames, from 0
 
 
 class VideoFrames(StreamingAgent):
@@ -49,7 +52,7 @@ class VideoFrames(StreamingAgent):
         with self.open_media(inputs["video"]) as file:
             async with aclosing(in_thread(self._jpegs(file, params))) as jpegs:
                 async for jpeg in jpegs:
-                    size = {"width": jpeg.width, "height": jpeg.height}
+                    size = {"width": jpeg.width, "height": jpeg.height, "frame": jpeg.index}
                     image = await self.upload_media(
                         "frame", jpeg.data, metadata={"mimeType": "image/jpeg", **size}
                     )
@@ -62,7 +65,7 @@ class VideoFrames(StreamingAgent):
             for frame in islice(chosen(video, scaler, params), params.max_frames):
                 image = scaler.picture(frame, params.max_side).image
                 data = encode_jpeg(image, quality=params.quality)
-                yield Jpeg(data, image.width, image.height, frame.time_s)
+                yield Jpeg(data, image.width, image.height, frame.time_s, frame.index)
                 if duration_s:
                     self.progress(min(99.0, 100 * frame.time_s / duration_s))
             if video.damage.packets:
@@ -78,7 +81,8 @@ def chosen(video: Video, scaler: Scaler, params: Params) -> Iterator[Frame]:
         return sampling.scene_starts(frames, detector, scaler.planes)
     if params.every_n:
         return sampling.every_nth(frames, params.every_n)
-    return sampling.every_seconds(frames, params.every_s or 1.0)
+    every_s = 1 / params.fps if params.fps else params.every_s or 1.0
+    return sampling.every_seconds(frames, every_s)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ async def test_the_ways_to_choose(warm: Any, reference: Any, bikes: Path) -> Non
 
         assert await chosen() == pytest.approx(range(10))
         assert await chosen(every_s=2.5) == pytest.approx([0, 2.52, 5, 7.52], abs=0.001)
+        assert await chosen(fps=0.4) == await chosen(every_s=2.5)
         assert await chosen(every_n=100) == pytest.approx([0, 4, 8])
         assert await chosen(scenes=True) == pytest.approx([0, 1.2, 3.04, 5.48, 7.48, 9.68])
         assert await chosen(every_n=1, max_frames=3) == pytest.approx([0, 0.04, 0.08])
@@ -59,8 +60,9 @@ async def test_images(one_shot: Any, reference: Any, media: Path) -> None:
     answer = await one_shot(spec)
     assert answer.exit_code == 0
     assert len(frames(answer)) == 3
-    for event in frames(answer):
-        assert event["metadata"] == {"mimeType": "image/jpeg", "width": 320, "height": 180}
+    for event, index in zip(frames(answer), (0, 100, 200), strict=True):
+        size = {"width": 320, "height": 180}
+        assert event["metadata"] == {"mimeType": "image/jpeg", **size, "frame": index}
         assert load_image(Path(event["path"])).size == (320, 180)
     first = np.asarray(load_image(Path(frames(answer)[0]["path"])).image, int)
     assert first[..., 0].mean() > first[..., 2].mean() + 40  # the table and the red cup, not blue

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agents": ("mentatlab.cli.agents:agents", "List, add and show agents."),
     "agent": ("mentatlab.cli.agent:agent", "Make an agent, run one alone."),
     "runs": ("mentatlab.cli.runs:runs", "List, show, watch, steer and delete runs."),
+    "test": ("mentatlab.cli.test:test", "Run suites of end-to-end tests."),
     "storage": ("mentatlab.cli.storage:storage", "Put, get and look after media."),
     "streams": ("mentatlab.cli.streams:streams", "Follow streams, publish to them, replay them."),
     "conformance": (
