@@ -4,6 +4,7 @@ earlier run has its outputs. By content, so equal bytes under another reference 
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import msgspec
 
 from mentatlab.flows.plan import PlanNode
-from mentatlab.protocol.errors import Gone, NotFound
+from mentatlab.protocol.errors import Gone, MentatError, NotFound
 from mentatlab.protocol.media import is_reference
 from mentatlab.protocol.values import is_object
 from mentatlab.runs.assignment import Assignment
 from mentatlab.runs.edges import is_array
 from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.store import CacheEntry
+
+logger = logging.getLogger(__name__)
 
 _IGNORED = frozenset({"__pycache__", ".git", ".venv", "node_modules"})
 
@@ -59,7 +62,10 @@ class ContentCache:
             outputs=dict(outputs),
             created_at=self._services.clock(),
         )
-        await self._services.store.remember(entry)
+        try:
+            await self._services.store.remember(entry)
+        except MentatError as error:
+            logger.warning("a result of %s could not be remembered: %s", node, error)
 
 
 def key_of(node: PlanNode, inputs: Mapping[str, Any], program: str) -> str:

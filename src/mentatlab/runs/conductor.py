@@ -60,6 +60,7 @@ class Conductor:
         self._told = self._heard = 0
         self._asking: list[tuple[int, asyncio.Event]] = []
         self._attempts: dict[_ATTEMPT, NodeAttempt] = {}
+        self._running: dict[_ATTEMPT, asyncio.Task[None]] = {}
         self._working: set[asyncio.Task[None]] = set()  # what the run's end does not wait for
         self._saved: dict[_UNIT, SavedState] = {}
         self._keys: dict[_UNIT, str] = {}
@@ -231,7 +232,7 @@ class Conductor:
         for event in events:
             if isinstance(event, _UNIT_ENDS):
                 self._saved.pop((event.node, event.item), None)
-                await self._remember(event)
+                self._remember(event)
                 await self._maps.ended(event)
         if any(isinstance(event, ev.RunStarted) for event in events):
             self._watch_clock()
@@ -304,10 +305,11 @@ class Conductor:
             self._keys[node.id, item] = preparation.key
         self.tell(answer)
 
-    async def _remember(self, event: ev.RunFact) -> None:
+    def _remember(self, event: ev.RunFact) -> None:
         key = self._keys.pop((event.node, event.item), None)
         if key is not None and isinstance(event, ev.NodeSucceeded):
-            self._work(self._cache.remember(key, event.node, event.item, event.outputs))
+            remembering = self._cache.remember(key, event.node, event.item, event.outputs)
+            self._tasks.create_task(remembering)
 
     # -- attempts
 
@@ -326,8 +328,9 @@ class Conductor:
             note=self._note,
             save=functools.partial(self._save, command),
         )
-        self._attempts[command.node, command.item, command.attempt] = attempt
-        self._tasks.create_task(self._run_attempt(attempt, command))
+        key = (command.node, command.item, command.attempt)
+        self._attempts[key] = attempt
+        self._running[key] = self._tasks.create_task(self._run_attempt(attempt, command))
 
     def _assignment(
         self,
@@ -354,7 +357,8 @@ class Conductor:
 
     async def _run_attempt(self, attempt: NodeAttempt, command: cmd.StartNode) -> None:
         ended = await attempt.run()
-        del self._attempts[command.node, command.item, command.attempt]
+        key = (command.node, command.item, command.attempt)
+        del self._attempts[key], self._running[key]
         unit = self.state.unit(command.node, command.item)
         if attempt.saved is not None and unit is not None and unit.attempt == command.attempt:
             self._saved[command.node, command.item] = attempt.saved  # before the retry is decided
@@ -395,8 +399,10 @@ class Conductor:
             self._maps.stop(command.node)
 
     def _give_up(self, key: _ATTEMPT) -> None:
-        if key in self._attempts:
-            self.tell(self._attempts[key].unconfirmed())
+        """Nobody waits for its process any longer."""
+        if (attempt := self._attempts.pop(key, None)) is not None:
+            self.tell(attempt.unconfirmed())
+            self._running.pop(key).cancel()
 
     # -- lanes and items
 
