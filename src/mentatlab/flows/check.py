@@ -6,9 +6,10 @@ edges that are broken already are left out of the later steps, so that one fault
 
 from mentatlab.flows.analysis import Analysis, Lookup, ResolvedNode, into, is_needed
 from mentatlab.flows.conditions import check_conditions
-from mentatlab.flows.document import pointer
 from mentatlab.flows.flow import Flow
+from mentatlab.flows.limits import check_limits
 from mentatlab.flows.nodes import resolve_node
+from mentatlab.flows.subflows import flatten
 from mentatlab.flows.wires import fit_wires, resolve_edge, sort
 from mentatlab.protocol.errors import Code, Problem
 from mentatlab.protocol.pins import PinType
@@ -24,10 +25,14 @@ def check_flow(flow: Flow, lookup: Lookup) -> list[Problem]:
 
 def analyse(flow: Flow, lookup: Lookup) -> Analysis:
     a = Analysis(flow)
-    for index, node in enumerate(flow.graph.nodes):
-        resolve_node(a, node.id, node, pointer("graph", "nodes", index), lookup)
-    for index, edge in enumerate(flow.graph.edges):
-        resolve_edge(a, edge.source, edge.target, pointer("graph", "edges", index))
+    flat = flatten(flow, lookup)
+    a.problems += flat.problems
+    if not check_limits(a, flat):
+        return a
+    for node in flat.nodes:
+        resolve_node(a, node.id, node.node, node.path, lookup)
+    for edge in flat.edges:
+        resolve_edge(a, edge.source, edge.target, edge.path)
     sort(a)
     fit_wires(a)
     for resolved in a.nodes.values():
