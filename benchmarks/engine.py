@@ -4,7 +4,6 @@ A chain of n costs n + 1 commits; the figures "beside commits" have them taken o
 p50, as a run of the same folder measures it.
 """
 
-import asyncio
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -12,14 +11,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cores import one_core
+from benchmarks.engine_peers.peers import measure
 from benchmarks.table import Row, percentile
 from mentatlab.protocol.events import AgentEvent
 from mentatlab.runners.port import Attempt, Invocation, Outcome, Runner
 from mentatlab.testing.house import House, open_house, write_agent
 
 RUNS = 60
-IN_FLIGHT = 64
-TOGETHER = 640
+LONG_S = 60.0  # for a figure, at most
+RATE_S = 3.0
 CHAIN = 3
 TEXT = [{"name": "text", "type": "string"}]
 ONE_SHOT = """
@@ -77,7 +78,11 @@ async def run() -> list[Row]:
             commit = percentile([await _commit(house) for _ in range(RUNS)], 50)
             rows.append(Row("commit in this folder", commit, "ms p50"))
             rows += await _chains(house, "no-op", "plain", commit, "<= 0.5 ms p50")
-            rows.append(Row(f"no-op runs, {IN_FLIGHT} in flight", await _rate(house), "1/s"))
+        with one_core():
+            async with _house(root, "rate", NoRunner()) as house:
+                rate = await measure.rate(runs(house, "plain"), RATE_S)
+        name = f"no-op runs, {measure.IN_FLIGHT} in flight, one core"
+        rows.append(Row(name, rate, "1/s", ">= 1,000 /s"))
         async with _house(root, "real") as house:
             rows += await _chains(house, "warm", "warm", commit, "<= 3 ms p50")
             rows += await _chains(house, "one-shot Python", "plain", commit, "")
@@ -89,34 +94,30 @@ def _house(root: Path, name: str, runner: Runner | None = None):
 
 
 async def _chains(house: House, name: str, agent: str, commit: float, asked: str) -> list[Row]:
-    one = percentile(await _times(house, agent, 1), 50)
-    chain = percentile(await _times(house, agent, CHAIN), 50)
-    node = (chain - one) / (CHAIN - 1)
+    run = runs(house, agent)
+    one = percentile(await measure.times(run, 1, RUNS, LONG_S), 50)
+    whole = percentile(await measure.times(run, CHAIN, RUNS, LONG_S), 50)
+    node = (whole - one) / (CHAIN - 1)
     return [
         Row(f"{name}: a run of one node", one, "ms p50"),
-        Row(f"{name}: a chain of {CHAIN}", chain, "ms p50"),
+        Row(f"{name}: a chain of {CHAIN}", whole, "ms p50"),
         Row(f"{name}: one more node, beside its commit", max(0.0, node - commit), "ms p50", asked),
     ]
 
 
-async def _times(house: House, agent: str, length: int) -> list[float]:
-    """ms of whole runs; the first two warm things up."""
-    times: list[float] = []
-    for _ in range(RUNS + 2):
-        begun = time.perf_counter()
-        await _run(house, agent, length)
-        times.append((time.perf_counter() - begun) * 1000)
-    return times[2:]
+def runs(house: House, agent: str) -> measure.Run:
+    """Chains of so many nodes of this agent, to their end."""
+
+    async def run(length: int) -> None:
+        made = await house.engine.submit(chain(agent, length), {"n0": measure.WORD})
+        done = await house.engine.wait(made.id)
+        if done.state != "succeeded":
+            raise RuntimeError(f"the run ended {done.state}: {done.error}")
+
+    return run
 
 
-async def _run(house: House, agent: str, length: int) -> None:
-    made = await house.engine.submit(_chain(agent, length), {"n0": "hello"})
-    done = await house.engine.wait(made.id)
-    if done.state != "succeeded":
-        raise RuntimeError(f"the run ended {done.state}: {done.error}")
-
-
-def _chain(agent: str, length: int) -> dict[str, Any]:
+def chain(agent: str, length: int) -> dict[str, Any]:
     nodes = [{"id": f"n{n}", "type": agent} for n in range(length)]
     edges = [{"from": f"n{n}.text", "to": f"n{n + 1}.text"} for n in range(length - 1)]
     return {
@@ -125,13 +126,6 @@ def _chain(agent: str, length: int) -> dict[str, Any]:
         "meta": {"id": "bench.chain", "name": "chain", "version": "1.0.0"},
         "graph": {"nodes": nodes, "edges": edges},
     }
-
-
-async def _rate(house: House) -> float:
-    begun = time.perf_counter()
-    for _ in range(TOGETHER // IN_FLIGHT):
-        await asyncio.gather(*(_run(house, "plain", 1) for _ in range(IN_FLIGHT)))
-    return TOGETHER / (time.perf_counter() - begun)
 
 
 async def _commit(house: House) -> float:

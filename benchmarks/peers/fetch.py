@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 CACHE = Path(__file__).parents[2] / "out" / "bench"
@@ -91,6 +92,19 @@ def nginx() -> list[str]:
             _run(["dpkg", "-x", str(package), str(folder)])
         _run([str(program), "-v"])  # it has its libraries
     return [str(program)]
+
+
+def environment(requirements: Path) -> Path:
+    """The interpreter of an environment of its own that has just these."""
+    folder = CACHE / "engine" / requirements.stem
+    python = folder / "bin" / "python"
+    stamp = folder / f".{sha256(requirements.read_bytes()).hexdigest()[:16]}"
+    if not stamp.exists():
+        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+        pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+        _run([*pip, "-r", str(requirements)])
+        stamp.touch()
+    return python
 
 
 def _pip(*requirements: str) -> None:

@@ -1,0 +1,1 @@
+"""The engine beside Prefect, Ray Serve, Dagster, Temporal, Pipecat and Jina."""

@@ -1,0 +1,1 @@
+"""One program for each engine; they run in their own environments."""
