@@ -52,13 +52,16 @@ class Agents:
         return CoroutineRunner(self._answers)
 
     @asynccontextmanager
-    async def open(self, runner: CoroutineRunner | None = None) -> AsyncIterator[House]:
+    async def open(
+        self, runner: CoroutineRunner | None = None, **options: Any
+    ) -> AsyncIterator[House]:
         """The same home, whenever it is opened; retries come at once."""
         home = open_house(
             self._root / "home",
             [self._root / "agents"],
             runner=runner or self.runner(),
             chance=lambda: 0.0,
+            **options,
         )
         async with home as house:
             yield house

@@ -49,6 +49,10 @@ class Call:
     def checkpoint(self, state: Any) -> None:
         self.say(Checkpoint(state=state))
 
+    def take_slowly(self) -> None:
+        """As a pipe that is full: what comes waits until the one before it was taken."""
+        self.given = {pin: asyncio.Queue(1) for pin in self.given}
+
     async def elements(self, pin: str) -> AsyncIterator[Any]:
         """Until the input has ended, however it did."""
         while (given := await self.given[pin].get())[0] == "chunk":
@@ -78,10 +82,10 @@ class _Attempt:
     async def send_chunk(
         self, pin: str, seq: int, *, data: Any = None, ref: Any = None, **_: Any
     ) -> None:
-        self._call.given[pin].put_nowait(("chunk", data if ref is None else ref))
+        await self._call.given[pin].put(("chunk", data if ref is None else ref))
 
     async def end_input(self, pin: str, status: str = "complete") -> None:
-        self._call.given[pin].put_nowait((status, None))
+        await self._call.given[pin].put((status, None))
 
     async def cancel(self, reason: str) -> None:
         self._task.cancel()

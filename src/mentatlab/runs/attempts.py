@@ -63,7 +63,7 @@ class NodeAttempt:
     async def run(self) -> AttemptEnded:
         run_id, node_id = self._work.run.id, self._work.node.id
         try:
-            with self._work.services.hub.working(run_id, node_id):
+            with self._work.services.hub.working(run_id, node_id, self._conversation.widened):
                 ended = await self._attempt()
         except* MentatError as group:
             ended = self._ended(error=fault_of(first_of(group)))

@@ -43,6 +43,7 @@ class Conversation:
         self._tell, self._note, self.saved = tell, note, work.saved
         self.consumed: dict[str, int] = dict(work.saved.offsets) if work.saved else {}
         self._checkpoints = Checkpoints(save)
+        self._windows: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         self._heads: dict[str, int] = dict(work.saved.heads) if work.saved else {}
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -121,13 +122,24 @@ class Conversation:
                     drafts = {}
                     self._save(event)
                 case agent.Log() | agent.Progress() | agent.Metric():
-                    note = log_draft(event, attempt=self._work.number, item=self._work.item)
-                    notes.append(note)
+                    notes.append(self._note_of(event))
                 case _:
                     pass
         await self._publish(drafts)
+        notes += [self._note_of(metric) for metric in self._take_widened()]
         if notes:
             await self._note(self._node.id, notes)
+
+    def _note_of(self, event: agent.Event) -> Draft:
+        return log_draft(event, attempt=self._work.number, item=self._work.item)
+
+    def widened(self, stream_id: str, bytes_: int) -> None:
+        """Its readers may lag so far, or the run would stand still: told in the node's log."""
+        self._windows[stream_id] = bytes_
+
+    def _take_widened(self) -> list[agent.Metric]:
+        told, self._windows = self._windows, {}
+        return [agent.Metric(name="stream_window", value=n, unit="bytes") for n in told.values()]
 
     def _save(self, checkpoint: agent.Checkpoint) -> None:
         """An agent cannot have read further than it was given."""

@@ -9,7 +9,7 @@ full window is doubled. At 1 GiB its publisher fails instead.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from mentatlab.protocol.errors import Code, OutOfSpace
@@ -19,6 +19,9 @@ from mentatlab.streams.port import Entry, Lane
 WINDOW_BYTES = 1 << 20
 WINDOW_RECORDS = 256
 MOST_BYTES = 1 << 30
+
+Widened = Callable[[str, int], None]
+"""Told the stream's id and the bytes that its readers may lag now."""
 
 
 class Hold:
@@ -120,6 +123,7 @@ class Gate:
                 _settle(waiter, _exceeded(self.stream_id))
             return
         self.limit, self.records = self.limit * 2, self.records * 2
+        self.flow.tell(self)
         self.release()
 
     def leave(self, hold: Hold) -> None:
@@ -137,6 +141,12 @@ class _Flow:
         self._all, self._run_id = all_, run_id
         self.live: Counter[str] = Counter()
         self.gates: set[Gate] = set()
+        self.listeners: dict[str, Widened] = {}
+
+    def tell(self, gate: Gate) -> None:
+        """Its publisher learns that its readers may lag further."""
+        if (listener := self.listeners.get(gate.node)) is not None:
+            listener(gate.stream_id, gate.limit)
 
     def relieve(self) -> None:
         """Parks' rule. It may be applied once too often, never too rarely."""
@@ -166,14 +176,17 @@ class Backpressure:
         self.gates: dict[str, Gate] = {}
 
     @contextmanager
-    def live(self, run_id: str, node: str) -> Generator[None]:
+    def live(self, run_id: str, node: str, widened: Widened) -> Generator[None]:
         """The node works meanwhile: as long as it does not wait, nobody's window grows."""
         flow = self._flow(run_id)
         flow.live[node] += 1
+        flow.listeners[node] = widened
         try:
             yield
         finally:
             flow.live[node] -= 1
+            if not flow.live[node]:
+                flow.listeners.pop(node, None)
             flow.left()
 
     def hold(self, lane: Lane, node: str, position: int) -> Hold:

@@ -33,7 +33,7 @@ from mentatlab.protocol.records import (
     error_draft,
     start_draft,
 )
-from mentatlab.streams.backpressure import Backpressure, Gate, Hold
+from mentatlab.streams.backpressure import Backpressure, Gate, Hold, Widened
 from mentatlab.streams.buffer import (
     BufferManager,
     BufferStatistics,
@@ -227,9 +227,12 @@ class StreamingConnectionManager:
             await _room(gate, patience_s)
         return await self._carried_out(self._append(stream_id, drafts, producer))
 
-    def working(self, run_id: str, node_id: str) -> AbstractContextManager[None]:
-        """A node of a run is at work meanwhile (see `backpressure`)."""
-        return self._backpressure.live(run_id, node_id)
+    def working(
+        self, run_id: str, node_id: str, widened: Widened = lambda stream_id, bytes_: None
+    ) -> AbstractContextManager[None]:
+        """A node of a run is at work meanwhile (see `backpressure`); `widened` is called when
+        readers of a stream of its may lag further, so that the run can go on."""
+        return self._backpressure.live(run_id, node_id, widened)
 
     def publish_now(
         self, stream_id: str, drafts: Sequence[Draft], *, producer: Producer | None = None

@@ -38,12 +38,14 @@ async def open_house(
     *,
     runner: Runner | None = None,
     min_free_bytes: int = 0,
+    streams_in_memory: bool = False,
     **options: Any,
 ) -> AsyncGenerator[House]:
     """`home` as the server's home folder; `options` go to the engine."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(home / "runs.db", SCHEMA))
-        hub = await stack.enter_async_context(aclosing(await open_hub(home / "streams.db")))
+        streams = None if streams_in_memory else home / "streams.db"
+        hub = await stack.enter_async_context(aclosing(await open_hub(streams)))
         storage = await stack.enter_async_context(
             open_local(home / "blobs", home / "catalog.db", min_free_bytes=min_free_bytes)
         )
