@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import jsonschema
 from jsonschema.exceptions import SchemaError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mentatlab.flows.document import problems_of, read_document
 from mentatlab.protocol.errors import Code, ValidationFailed
@@ -129,12 +129,13 @@ class Suite(Strict):
     steps: dict[str, Word] = {}
     tests: list[Test] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> "Suite":
-        names = [test.name for test in self.tests]
+    @field_validator("tests")
+    @classmethod
+    def _names_differ(cls, tests: list[Test]) -> list[Test]:
+        names = [test.name for test in tests]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two tests are called {', '.join(sorted(twice))}")
-        return self
+            raise ValueError(f"two tests are called {texts(sorted(twice))}")
+        return tests
 
 
 class Library(Strict):
