@@ -53,7 +53,7 @@ def test_a_whole_family_is_counted_once() -> None:
         assert usage.memory > 2 * (40 << 20)  # shared by the fork, and counted twice
         assert 40 << 20 < proportional_memory(usage.pids) < usage.memory
         assert usage.cpu_s >= 0
-    assert mark not in census.take({})
+    sync_eventually(lambda: mark not in census.take({}))
 
 
 def test_sizes_of_a_folder(tmp_path: Path) -> None:

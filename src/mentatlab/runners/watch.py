@@ -120,7 +120,9 @@ def folder_size(folder: Path, enough: int) -> int:
 
 def _sizes(folder: Path) -> Iterator[int]:
     with contextlib.suppress(OSError):  # an agent may remove what we look at
-        for entry in os.scandir(folder):
+        with os.scandir(folder) as found:
+            entries = list(found)
+        for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _sizes(Path(entry.path))
             else:

@@ -240,6 +240,8 @@ class Worker:
             self.break_off("closed_output")
 
     def _hear(self, line: bytes) -> None:
+        if self.breach:  # it is being ended: nothing that it says counts any more
+            return
         event = parse_event(line)
         if isinstance(event, events.Ready):
             self._concurrency = max(1, event.concurrency)
