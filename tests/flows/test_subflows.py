@@ -177,3 +177,10 @@ def test_every_stored_flow_that_cannot_be_put_in_is_told() -> None:
     with pytest.raises(ValidationFailed) as failed:
         inline(document({"s": sub("f0")}), chain.get)
     assert [p.code for p in failed.value.problems] == [Code.FLOW_LIMIT]
+
+
+def test_stored_flows_that_multiply_are_refused() -> None:
+    rows = {f"f{i}": document({f"n{j}": sub(f"f{i + 1}") for j in range(50)}) for i in range(6)}
+    with pytest.raises(ValidationFailed) as failed:
+        inline(document({"s": sub("f0")}), {**rows, "f6": SHOUT}.get)
+    assert [p.code for p in failed.value.problems] == [Code.FLOW_LIMIT]

@@ -6,10 +6,9 @@ from mentatlab.flows.analysis import Analysis, into
 from mentatlab.flows.builtins import SUBFLOW
 from mentatlab.flows.document import pointer
 from mentatlab.flows.flow import Node
-from mentatlab.flows.subflows import Flat
+from mentatlab.flows.subflows import MAX_NODES, Flat
 from mentatlab.protocol.errors import Code
 
-MAX_NODES = 1_000
 MAX_EDGES = 10_000
 MAX_PARALLEL = 1_000
 MAX_TIMEOUT_S = 30 * 86_400.0

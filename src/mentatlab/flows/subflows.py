@@ -24,6 +24,7 @@ from mentatlab.protocol.errors import Code, MentatError, Problem, ValidationFail
 from mentatlab.protocol.values import is_object
 
 MAX_DEPTH = 8
+MAX_NODES = 1_000
 Find = Callable[[str], Mapping[str, Any] | None]
 """A stored flow's document by its id."""
 
@@ -60,53 +61,64 @@ def inline(document: Mapping[str, Any], find: Find) -> dict[str, Any]:
     `ValidationFailed(FLOW_INVALID)` with every name that is unknown, leads back to itself, or
     stands too deep.
     """
-    problems: list[Problem] = []
-    whole = _inlined(document, find, "", (), problems)
-    if problems:
-        raise ValidationFailed(Code.FLOW_INVALID, "the flow's sub-flows cannot be found", problems)
+    inlining = _Inlining(find)
+    whole = inlining.inlined(document, "", ())
+    if inlining.problems:
+        text = "the flow's sub-flows cannot be put in"
+        raise ValidationFailed(Code.FLOW_INVALID, text, inlining.problems)
     return whole
 
 
-def _inlined(
-    document: Mapping[str, Any],
-    find: Find,
-    path: str,
-    around: tuple[str, ...],
-    problems: list[Problem],
-) -> dict[str, Any]:
-    replaced: dict[int, dict[str, Any]] = {}
-    for index, params in _subflows(document):
-        place = into(path, "graph", "nodes", index, "params", "flow")
-        inner, within = params.get("flow"), (*around, "")
-        if isinstance(inner, str):
-            within = (*around, inner)
-            inner = _found(inner, find, place, around, problems)
-        if len(within) > MAX_DEPTH and inner is not None:
-            problems.append(_too_deep(place))
-        elif is_object(inner):
-            replaced[index] = {**params, "flow": _inlined(inner, find, place, within, problems)}
-    if not replaced:
-        return dict(document)
-    nodes = [
-        {**node, "params": replaced[i]} if i in replaced else node
-        for i, node in enumerate(document["graph"]["nodes"])
-    ]
-    return {**document, "graph": {**document["graph"], "nodes": nodes}}
+class _Inlining:
+    """`_room`: nodes that stored flows may still bring, for one that holds another twice, which
+    holds a third twice, and so on, grows without bound."""
 
+    def __init__(self, find: Find) -> None:
+        self._find = find
+        self._room = MAX_NODES
+        self.problems: list[Problem] = []
 
-def _found(
-    name: str, find: Find, place: str, around: tuple[str, ...], problems: list[Problem]
-) -> Mapping[str, Any] | None:
-    if name in around:
-        text = f"the flow {name!r} holds itself: {' → '.join(filter(None, (*around, name)))}"
-        problems.append(Problem(Code.CYCLE, place, text, "take one of them out"))
-        return None
-    found = find(name)
-    if found is None:
-        text = f"no stored flow is called {name!r}"
-        hint = "store it with `PUT /api/v1/flows/{id}`, or put its document here"
-        problems.append(Problem(Code.UNKNOWN_FLOW, place, text, hint))
-    return found
+    def inlined(
+        self, document: Mapping[str, Any], path: str, around: tuple[str, ...]
+    ) -> dict[str, Any]:
+        replaced: dict[int, dict[str, Any]] = {}
+        for index, params in _subflows(document):
+            place = into(path, "graph", "nodes", index, "params", "flow")
+            inner, within = params.get("flow"), (*around, "")
+            if isinstance(inner, str):
+                within = (*around, inner)
+                inner = self._found(inner, place, around)
+            if len(within) > MAX_DEPTH and inner is not None:
+                self.problems.append(_too_deep(place))
+            elif is_object(inner) and self._room > 0:
+                replaced[index] = {**params, "flow": self.inlined(inner, place, within)}
+        if not replaced:
+            return dict(document)
+        nodes = [
+            {**node, "params": replaced[i]} if i in replaced else node
+            for i, node in enumerate(document["graph"]["nodes"])
+        ]
+        return {**document, "graph": {**document["graph"], "nodes": nodes}}
+
+    def _found(self, name: str, place: str, around: tuple[str, ...]) -> Mapping[str, Any] | None:
+        if name in around:
+            text = f"the flow {name!r} holds itself: {' → '.join(filter(None, (*around, name)))}"
+            self._report(Code.CYCLE, place, text, "take one of them out")
+            return None
+        found = self._find(name)
+        if found is None:
+            text = f"no stored flow is called {name!r}"
+            hint = "store it with `PUT /api/v1/flows/{id}`, or put its document here"
+            self._report(Code.UNKNOWN_FLOW, place, text, hint)
+        elif self._room > 0:
+            self._room -= len(array(found.get("graph", {}).get("nodes")))
+            if self._room <= 0:
+                text = f"stored flows bring more than {MAX_NODES} nodes"
+                self._report(Code.FLOW_LIMIT, place, text, "use `forEach`, or split the flow")
+        return found
+
+    def _report(self, code: Code, place: str, text: str, hint: str) -> None:
+        self.problems.append(Problem(code, place, text, hint))
 
 
 def _too_deep(place: str) -> Problem:

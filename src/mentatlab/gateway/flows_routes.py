@@ -74,16 +74,22 @@ def flows_router(flows: FlowStore, agents: AgentRegistry) -> APIRouter:
         return await put(load_flow(document), document, who)
 
     @router.post("/validate", summary="Every problem of a flow", openapi_extra=FLOW_BODY)
-    async def validate(document: Document, _: Reader) -> CheckAnswer:
-        found = _problems(document, agents.manifest)
+    async def validate(document: Document, who: Reader) -> CheckAnswer:
+        try:
+            whole = await flows.whole(document, workspace=who.workspace)
+        except ValidationFailed as error:
+            found = error.problems
+        else:
+            found = _problems(whole, agents.manifest)
         return CheckAnswer(
             valid=all(problem.severity != "error" for problem in found),
             problems=[ProblemItem(**msgspec.to_builtins(problem)) for problem in found],
         )
 
     @router.post("/plan", summary="How a flow would be executed", openapi_extra=FLOW_BODY)
-    async def plan(document: Document, _: Reader) -> PlanAnswer:
-        return PlanAnswer(**plan_body(compile_plan(load_flow(document), agents.manifest)))
+    async def plan(document: Document, who: Reader) -> PlanAnswer:
+        whole = await flows.whole(document, workspace=who.workspace)
+        return PlanAnswer(**plan_body(compile_plan(load_flow(whole), agents.manifest)))
 
     @router.get("/{flow_id}", summary="One flow; `digest` names an older version")
     async def get_flow(flow_id: str, who: Reader, digest: str | None = None) -> FlowAnswer:
@@ -105,7 +111,8 @@ def flows_router(flows: FlowStore, agents: AgentRegistry) -> APIRouter:
         await flows.delete(flow_id, workspace=who.workspace)
 
     async def put(flow: Flow, document: dict[str, Any], who: Caller) -> FlowAnswer:
-        compile_plan(flow, agents.manifest)  # what is stored can run
+        whole = await flows.whole(document, workspace=who.workspace)
+        compile_plan(load_flow(whole), agents.manifest)  # what is stored can run
         stored = await flows.put(flow.meta.id, document, workspace=who.workspace, now=time.time())
         return _answer(stored)
 

@@ -1,10 +1,13 @@
 """Stored flows, versioned by the digest of their content."""
 
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from mentatlab.database import Connection, Database
+from mentatlab.flows.subflows import inline, names
 from mentatlab.protocol.errors import Code, NotFound
 from mentatlab.runs.digests import digest_of
 
@@ -61,6 +64,20 @@ class FlowStore:
         if row is None:
             raise _unknown(flow_id)
         return _flow(row)
+
+    async def whole(self, document: Mapping[str, Any], *, workspace: str) -> dict[str, Any]:
+        """The document with the stored flows that it names in it, so that it stands for itself.
+
+        `ValidationFailed(FLOW_INVALID)` with every one that cannot be put in.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        waiting = set(names(document))
+        while waiting:
+            name = waiting.pop()
+            with contextlib.suppress(NotFound):
+                found[name] = (await self.get(name, workspace=workspace)).document
+                waiting |= names(found[name]) - found.keys()
+        return inline(document, found.get)
 
     async def list(self, *, workspace: str) -> Flows:
         """Current versions, by id."""
