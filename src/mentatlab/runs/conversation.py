@@ -58,12 +58,14 @@ class Conversation:
 
     async def hold(self, live: Attempt, inputs: Inputs) -> Outcome:
         async with asyncio.TaskGroup() as group:
+            feeds = {
+                edge.target_pin: group.create_task(self._feed(live, inputs, edge))
+                for edge in inputs.fed_edges
+            }
             helpers = [
-                group.create_task(self._cancel_when_asked(live)),
+                *feeds.values(),
+                group.create_task(self._cancel_when_asked(live, feeds)),
                 group.create_task(self._checkpoints.keep()),
-            ]
-            helpers += [
-                group.create_task(self._feed(live, inputs, edge)) for edge in inputs.fed_edges
             ]
             await self._listen(live)
             outcome = await live.outcome()
@@ -73,8 +75,16 @@ class Conversation:
             await self._checkpoints.flush()
         return outcome
 
-    async def _cancel_when_asked(self, live: Attempt) -> None:
-        await live.cancel(await asyncio.shield(self._stop))
+    async def _cancel_when_asked(
+        self, live: Attempt, feeds: Mapping[str, asyncio.Task[None]]
+    ) -> None:
+        """It overtakes data: what waits to be fed is dropped, and its inputs end `cancelled`."""
+        reason = await asyncio.shield(self._stop)
+        unfinished = [pin for pin, feed in feeds.items() if feed.cancel()]
+        async with asyncio.TaskGroup() as group:  # an input that is full must not hold up the rest
+            for pin in unfinished:
+                group.create_task(live.end_input(pin, "cancelled"))
+            await live.cancel(reason)
 
     # -- elements in
 
