@@ -304,7 +304,16 @@ def _waits(unit: U, event: ev.RetryScheduled, **more: Any) -> U:
 
 
 def _ended(node: NodeState, phase: NodePhase, event: ev.RunFact, **more: Any) -> NodeState:
-    return replace(node, phase=phase, ended_at=event.at, items={}, offered=(), answers={}, **more)
+    return replace(
+        node,
+        phase=phase,
+        ended_at=event.at,
+        left_out=(),
+        items={},
+        offered=(),
+        answers={},
+        **more,
+    )
 
 
 def _void(node: NodeState, event: ev.ItemsVoided) -> NodeState:
