@@ -30,6 +30,7 @@ from mentatlab.runners import LocalRunner
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
+from mentatlab.runs.limits import Limits
 from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
@@ -85,6 +86,7 @@ class Settings:
     storage: Choice = "local"  # in the home, in memory, or in a bucket
     s3_inputs: InputPlaces | None = None  # buckets that runs may take their inputs from
     quota: Quota = NO_QUOTA  # of each workspace
+    limits: Limits = field(default_factory=Limits)  # of runs
     scrub_rate: int = 8 << 20  # bytes a second that are read again and verified, 0 = none
     log: SharedLog | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
@@ -111,9 +113,10 @@ def read_settings(
     tls_key: Path | None = None,
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
-    _RECORD_RATE _MAX_OBJECT _QUOTA_BYTES _QUOTA_COUNT _SCRUB_RATE _LOG _REDIS_PREFIX
-    _REDIS_ALLOW_RELAXED _TOKEN_SECRET _URL_KEYS _ACCEL _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE
-    _S3_PREFIXES`, `ENABLE_MULTIMODAL ENABLE_STREAMING` and what `storage.read_choice` reads
+    _RECORD_RATE _MAX_OBJECT _MAX_RUNS _MAX_QUEUED _MAX_ITEMS _QUOTA_BYTES _QUOTA_COUNT
+    _SCRUB_RATE _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED _TOKEN_SECRET _URL_KEYS _ACCEL
+    _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE _S3_PREFIXES`, `ENABLE_MULTIMODAL
+    ENABLE_STREAMING` and what `storage.read_choice` reads
     (`S3_ENDPOINT` …); `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
@@ -139,6 +142,7 @@ def read_settings(
             bytes=_size(environ, "MENTATLAB_QUOTA_BYTES", "0"),
             count=_number(environ, "MENTATLAB_QUOTA_COUNT", 0),
         ),
+        limits=_limits(environ),
         scrub_rate=_size(environ, "MENTATLAB_SCRUB_RATE", "8MiB"),
         log=_log(environ),
         token_secret=_secret(environ),
@@ -147,6 +151,15 @@ def read_settings(
         transport=_transport(environ),
         tls=_tls(environ, tls_cert, tls_key),
         environment={k: v for k, v in environ.items() if not is_reserved(k)},
+    )
+
+
+def _limits(environ: Mapping[str, str]) -> Limits:
+    usual = Limits()
+    return Limits(
+        max_runs=_number(environ, "MENTATLAB_MAX_RUNS", usual.max_runs, least=1),
+        max_queued=_number(environ, "MENTATLAB_MAX_QUEUED", usual.max_queued),
+        max_items=_number(environ, "MENTATLAB_MAX_ITEMS", usual.max_items, least=1),
     )
 
 
@@ -177,11 +190,13 @@ def _split(text: str | None, separator: str) -> list[str]:
     return [part.strip() for part in (text or "").split(separator) if part.strip()]
 
 
-def _number(environ: Mapping[str, str], name: str, default: int, *, most: int = 10**9) -> int:
+def _number(
+    environ: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 10**9
+) -> int:
     text = environ.get(name) or str(default)
-    if text.isascii() and text.isdigit() and int(text) <= most:
+    if text.isascii() and text.isdigit() and least <= int(text) <= most:
         return int(text)
-    raise _bad_setting(name, text, f"write a number from 0 to {most}")
+    raise _bad_setting(name, text, f"write a number from {least} to {most}")
 
 
 def _size(environ: Mapping[str, str], name: str, default: str) -> int:
@@ -332,6 +347,8 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             scratch=place / "scratch",
             environment=settings.environment,
             secret=secret,
+            limits=settings.limits,
+            streaming=settings.streaming,
             url=settings.url,
             sign=UrlSigner(url_keys, settings.url, time.time).sign,
             s3_inputs=await stack.enter_async_context(open_s3_inputs(settings.s3_inputs)),

@@ -17,6 +17,7 @@ from mentatlab.gateway.head_method import HeadMiddleware
 from mentatlab.gateway.identity import Caller, authorise, caller, scopes_of
 from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
+from mentatlab.gateway.run_control_routes import run_control_router
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.run_views import run_views_router
 from mentatlab.gateway.runs_routes import runs_router
@@ -99,6 +100,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         agents_router(services.agents, manifests=services.manifests),
         flows_router(services.flows, services.agents),
         runs_router(services.engine, services.flows, services.agents, multimodal=multimodal),
+        run_control_router(services.engine),
         run_events_router(services.runs),
         run_views_router(services.runs),
         storage_router(services.storage, storage_workspace, uploader),

@@ -32,6 +32,7 @@ from mentatlab.protocol.errors import Code, MentatError, RateLimited, Unavailabl
 from mentatlab.protocol.media import ref_id_of
 from mentatlab.protocol.records import Producer, RecordType, StreamChunk
 from mentatlab.sdk.backoff import Backoff
+from mentatlab.sdk.control import Controls
 from mentatlab.sdk.downloading import Downloader
 from mentatlab.sdk.following import (
     Element,
@@ -73,7 +74,7 @@ class _Event(NamedTuple):
     data: str
 
 
-class AsyncClient:
+class AsyncClient(Controls):
     """One server. `key` is an API key or a stream token; use as a context manager, or `aclose()`.
 
     `Unavailable(SERVER_UNREACHABLE)` when nobody answers: at once, or where what was begun is tried
