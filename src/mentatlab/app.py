@@ -6,9 +6,10 @@ import errno
 import importlib
 import logging
 import os
+import re
 import socket
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ from typing import Any, get_args
 from fastapi import FastAPI
 
 from mentatlab import home as home_folder
+from mentatlab.database import Database
 from mentatlab.gateway.admission import Admission, Rules, is_loopback, token_secret
 from mentatlab.gateway.api import Services, create_gateway, key_lookup
 from mentatlab.gateway.server import Tls, Transport, serving
@@ -35,10 +37,12 @@ from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.sql_store import SqlRunStore
-from mentatlab.sqlite import Database
+from mentatlab.sqlite import Database as SqliteDatabase
 from mentatlab.storage import NO_QUOTA, Choice, Quota, open_storage, read_choice
 from mentatlab.storage.port import BlobStore
 from mentatlab.storage.s3_inputs import InputPlaces, open_s3_inputs, read_places
+from mentatlab.storage.s3_login import Login
+from mentatlab.storage.schema import POSTGRES as CATALOG_SCHEMA
 from mentatlab.storage.segments import BlobSegments
 from mentatlab.streams import SegmentFolder, StreamingConnectionManager, StreamLog, open_hub
 
@@ -46,6 +50,7 @@ DEFAULT_PORT = 7070
 BACKLOG = 2048
 LEAST_SECRET = 32
 DEFAULT_PREFIX = "mentatlab:"
+DEFAULT_NAMESPACE = "mentatlab"
 _logger = logging.getLogger("mentatlab")
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -63,6 +68,14 @@ class SharedLog:
     url: str = field(repr=False)
     prefix: str = DEFAULT_PREFIX
     allow_relaxed: bool = False  # commit streams though it may lose what it acknowledged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedDatabase:
+    """A Postgres that keeps runs, flows, keys and the catalogue, in the schema `namespace`."""
+
+    url: str = field(repr=False)
+    namespace: str = DEFAULT_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +102,18 @@ class Settings:
     limits: Limits = field(default_factory=Limits)  # of runs
     scrub_rate: int = 8 << 20  # bytes a second that are read again and verified, 0 = none
     log: SharedLog | None = None  # None = in the home
+    database: SharedDatabase | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
     url_keys: UrlKeys | None = field(default=None, repr=False)  # None = made of that secret
     accel: str = ""  # nginx's internal location of the home's blobs/
     transport: Transport = "auto"  # of WebSockets and SSE
     tls: Tls | None = None
+
+    @property
+    def replicas(self) -> bool:
+        """Whether other servers may share everything with this one."""
+        shared = self.database is not None and self.log is not None
+        return shared and isinstance(self.storage, Login)
 
     @property
     def url(self) -> str:
@@ -114,7 +134,8 @@ def read_settings(
 ) -> Settings:
     """Options win over `MENTATLAB_HOME _HOST _PORT _AGENTS _HOSTS _ORIGINS _RATE _BURST
     _RECORD_RATE _MAX_OBJECT _MAX_RUNS _MAX_QUEUED _MAX_ITEMS _QUOTA_BYTES _QUOTA_COUNT
-    _SCRUB_RATE _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED _TOKEN_SECRET _URL_KEYS _ACCEL
+    _SCRUB_RATE _DATABASE _DATABASE_SCHEMA _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
+    _TOKEN_SECRET _URL_KEYS _ACCEL
     _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE _S3_PREFIXES`, `ENABLE_MULTIMODAL
     ENABLE_STREAMING` and what `storage.read_choice` reads
     (`S3_ENDPOINT` …); `Invalid(BAD_SETTING)` names the variable that is wrong.
@@ -145,6 +166,7 @@ def read_settings(
         limits=_limits(environ),
         scrub_rate=_size(environ, "MENTATLAB_SCRUB_RATE", "8MiB"),
         log=_log(environ),
+        database=_database(environ),
         token_secret=_secret(environ),
         url_keys=_url_keys(environ),
         accel=_accel(environ),
@@ -176,6 +198,20 @@ def _log(environ: Mapping[str, str]) -> SharedLog | None:
         prefix=environ.get("MENTATLAB_REDIS_PREFIX") or DEFAULT_PREFIX,
         allow_relaxed=_flag(environ, "MENTATLAB_REDIS_ALLOW_RELAXED", default="false"),
     )
+
+
+def _database(environ: Mapping[str, str]) -> SharedDatabase | None:
+    url = environ.get("MENTATLAB_DATABASE") or "sqlite"
+    if url == "sqlite":
+        return None
+    if not url.startswith(("postgresql://", "postgres://")):
+        hint = "write sqlite, or postgresql://USER:PASSWORD@HOST:5432/NAME"
+        raise _bad_setting("MENTATLAB_DATABASE", url.partition(":")[0], hint)
+    namespace = environ.get("MENTATLAB_DATABASE_SCHEMA") or DEFAULT_NAMESPACE
+    if not re.fullmatch("[a-z_][a-z0-9_]{0,62}", namespace):
+        hint = "write a name of lower-case letters, digits and _"
+        raise _bad_setting("MENTATLAB_DATABASE_SCHEMA", namespace, hint)
+    return SharedDatabase(url=url, namespace=namespace)
 
 
 def _secret(environ: Mapping[str, str]) -> str:
@@ -313,16 +349,20 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
     secret = token_secret(settings.token_secret or key)
     url_keys = settings.url_keys or own_keys(settings.token_secret or key)
     async with contextlib.AsyncExitStack() as stack:
-        database = await stack.enter_async_context(Database(place / "runs.db", SCHEMA))
+        database, catalog = await _open_databases(settings)
+        stack.push_async_callback(database.aclose)
+        if catalog is not None:
+            stack.push_async_callback(catalog.aclose)
         keys = KeyStore(database)
         await _check_keys(settings, keys)
         storage, segments = await stack.enter_async_context(
             open_storage(
                 settings.storage,
                 place,
-                home_key=key,
+                home_key=settings.token_secret if settings.replicas else key,
                 max_bytes=settings.max_object,
                 quota=settings.quota,
+                database=catalog,
             )
         )
         storage.life.scrub.rate = settings.scrub_rate
@@ -374,6 +414,40 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         yield App(settings=settings, key=key, services=services, admission=admission, asgi=asgi)
 
 
+async def _open_databases(settings: Settings) -> tuple[Database, Database | None]:
+    """For runs, flows and keys, and for the catalogue; None = in the home.
+
+    `Invalid(MISSING_EXTRA | BAD_SETTING)`, `Conflict(DATABASE_IN_USE)`.
+    """
+    shared = settings.database
+    if shared is None:
+        return await SqliteDatabase(settings.home / "runs.db", SCHEMA).open(), None
+    if settings.replicas and not settings.token_secret:
+        hint = "set it, to the same text on all servers of this database"
+        raise _bad_setting("MENTATLAB_TOKEN_SECRET", "", hint)
+    try:
+        postgres = importlib.import_module("mentatlab.postgres")
+    except ModuleNotFoundError as error:
+        raise Invalid(
+            Code.MISSING_EXTRA,
+            "MENTATLAB_DATABASE names a Postgres, and the package to speak with it is missing",
+            hint="pip install 'mentatlab[server,postgres]'",
+        ) from error
+
+    async def opened(name: str, schema: Sequence[str]) -> Database:
+        database: Database = await postgres.PostgresDatabase(
+            shared.url, name, schema, namespace=shared.namespace, alone=not settings.replicas
+        ).open()
+        return database
+
+    database = await opened("runs", SCHEMA)
+    try:
+        return database, await opened("catalog", CATALOG_SCHEMA)
+    except BaseException:
+        await database.aclose()
+        raise
+
+
 async def _open_streams(
     settings: Settings, secret: bytes, segments: BlobStore | None
 ) -> StreamingConnectionManager:
@@ -394,7 +468,8 @@ async def _open_streams(
     log: StreamLog = await redis.open_redis_log(
         shared.url, prefix=shared.prefix, allow_relaxed=shared.allow_relaxed, secret=secret
     )
-    _logger.info("streams are in Redis; runs, flows, keys and media are this server's own")
+    if not settings.replicas:
+        _logger.info("streams are in Redis; runs, flows, keys and media are this server's own")
     return StreamingConnectionManager(log)
 
 

@@ -25,7 +25,7 @@ import psycopg
 from psycopg import errors, sql
 
 from mentatlab.database import Connection, Cursor, Hint, Hints, Values
-from mentatlab.protocol.errors import Code, Internal, MentatError, OutOfSpace, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, Internal, MentatError, OutOfSpace, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +96,9 @@ class PostgresDatabase:
 
     The tables of `schema`, a list of migration scripts, stand in the Postgres schema `namespace`;
     its table `schema_versions` says how many of those called `name` were applied. Servers that
-    start together apply each once.
+    start together apply each once. One that is `alone` suffers no other beside it.
     """
 
-    shared = True
     skip_locked = "FOR UPDATE SKIP LOCKED"
 
     def __init__(
@@ -110,7 +109,9 @@ class PostgresDatabase:
         *,
         namespace: str = "mentatlab",
         readers: int = 4,
+        alone: bool = False,
     ) -> None:
+        self.shared = not alone
         self._url, self._name, self._schema, self._namespace = url, name, schema, namespace
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._run, name=f"postgres-{name}", daemon=True)
@@ -124,7 +125,8 @@ class PostgresDatabase:
         self.commits = 0
 
     async def open(self) -> "PostgresDatabase":
-        """`Unavailable(DATABASE_UNAVAILABLE)`, or a newer version's `DATABASE_ERROR`."""
+        """`Unavailable(DATABASE_UNAVAILABLE)`, or a newer version's `DATABASE_ERROR`;
+        `Conflict(DATABASE_IN_USE)` beside one that is alone, or when it is to be alone itself."""
         self._loop = asyncio.get_running_loop()
         self._writer.start()
         await asyncio.wrap_future(self._opened)
@@ -201,6 +203,23 @@ class PostgresDatabase:
         connection.execute(path)
         return connection
 
+    def _enter(self) -> "psycopg.Connection[Any]":
+        """The writer's connection, which says as long as it lasts that this server is here."""
+        connection = self._connect()
+        take = "pg_try_advisory_lock_shared" if self.shared else "pg_try_advisory_lock"
+        key = zlib.crc32(f"mentatlab {self._namespace} {self._name} servers".encode())
+        found = connection.execute(sql.SQL("SELECT {}(%s)").format(sql.SQL(take)), (key,))
+        if not found.fetchall()[0][0]:
+            connection.close()
+            raise Conflict(
+                Code.DATABASE_IN_USE,
+                "another server uses the database of MENTATLAB_DATABASE",
+                hint="several servers need MENTATLAB_LOG=redis://…, storage in S3 and one"
+                " MENTATLAB_TOKEN_SECRET, all of them; else stop the other, or set"
+                " MENTATLAB_DATABASE_SCHEMA",
+            )
+        return connection
+
     def _read(self, work: Callable[[Connection], T]) -> T:
         give_up = time.monotonic() + PATIENCE_S
         while True:
@@ -248,13 +267,13 @@ class PostgresDatabase:
 
     def _run(self) -> None:
         try:
-            connection = self._connect()
+            connection = self._enter()
             self._migrate(connection)
         except BaseException as error:  # noqa: BLE001 (handed to whoever opens)
             self._opened.set_exception(_translate(error))
             return
         self._opened.set_result(None)
-        writer = _Writer(connection, self._connect, self._committed)
+        writer = _Writer(connection, self._enter, self._committed)
         while jobs := self._next_group():
             writer.commit(jobs)
         writer.close()

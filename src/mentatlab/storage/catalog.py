@@ -1,20 +1,20 @@
-"""The authority on what blobs exist and who needs them: catalog.db.
+"""The authority on what blobs exist and who needs them: catalog.db, or tables in Postgres.
 
 A blob is `ready` (or `corrupt`) while somebody owns it. When the last owner releases it,
 `orphaned_at` is set; after a grace the sweep marks it `deleting`, deletes the bytes, then the row.
 A blob that an owner still names is never swept, save by its own expiry.
 """
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from mentatlab.database import Connection, Database
 from mentatlab.protocol.errors import Code, Conflict, Gone, NotFound
 from mentatlab.protocol.pins import PinType
-from mentatlab.sqlite import Database
+from mentatlab.sqlite import Database as SqliteDatabase
 from mentatlab.storage.port import Blob
 from mentatlab.storage.schema import SCHEMA
 
@@ -32,12 +32,16 @@ _ORPHAN = """
     WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = :owner)
       AND NOT EXISTS (SELECT 1 FROM blob_refs WHERE blob_id = blobs.id AND owner <> :owner)
 """
+_LOCK_OWNED = """
+    SELECT id FROM blobs WHERE id IN (SELECT blob_id FROM blob_refs WHERE owner = ?)
+    ORDER BY id FOR UPDATE
+"""
 
-Write = Callable[[sqlite3.Connection], None]
+Write = Callable[[Connection], None]
 """What is written beside a row, in its transaction."""
 
 
-def nothing(db: sqlite3.Connection) -> None:
+def nothing(db: Connection) -> None:
     """There is nothing to write beside it."""
 
 
@@ -55,8 +59,9 @@ class Catalog:
         return self._database
 
     @classmethod
-    async def open(cls, path: Path) -> "Catalog":
-        return cls(await Database(path, SCHEMA).open())
+    async def open(cls, place: Path | Database) -> "Catalog":
+        """A file's, or that of an open database, which is closed with it."""
+        return cls(await SqliteDatabase(place, SCHEMA).open() if isinstance(place, Path) else place)
 
     async def aclose(self) -> None:
         await self._database.aclose()
@@ -69,7 +74,7 @@ class Catalog:
         `verified_at` None: nobody here has hashed the bytes yet.
         """
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             db.execute(_INSERT, (*_values(blob), verified_at))
             db.execute("INSERT INTO blob_refs VALUES (?, ?)", (owner, blob.id))
             also(db)
@@ -88,6 +93,8 @@ class Catalog:
     async def _current(self, blob_id: str) -> Blob | None:
         """As of the last commit. What was read since then need not be read again: a client that
         takes a medium in many ranges asks for the same row each time."""
+        if self._database.shared:
+            return await self._database.read(lambda db: _find(db, blob_id))
         commits = self._database.commits
         if commits != self._recent_as_of or len(self._recent) > _MOST_RECENT:
             self._recent, self._recent_as_of = {}, commits
@@ -108,7 +115,7 @@ class Catalog:
             WHERE workspace = ? AND id < ? AND state <> 'deleting'
               AND (expires_at IS NULL OR expires_at > ?)
               AND NOT EXISTS (
-                SELECT 1 FROM blob_refs WHERE blob_id = blobs.id AND owner GLOB 'preview:*'
+                SELECT 1 FROM blob_refs WHERE blob_id = blobs.id AND owner LIKE 'preview:%'
               )
             ORDER BY id DESC LIMIT ?
         """
@@ -125,16 +132,19 @@ class Catalog:
         return None if row is None else blob_of(row)
 
     async def add_owner(self, blob_id: str, owner: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            if _find(db, blob_id) is None:
+        def work(db: Connection) -> None:
+            needed = "UPDATE blobs SET orphaned_at = NULL WHERE id = ? AND state <> 'deleting'"
+            if db.execute(needed, (blob_id,)).rowcount == 0:
                 raise _unknown(blob_id)
-            db.execute("INSERT OR IGNORE INTO blob_refs VALUES (?, ?)", (owner, blob_id))
-            db.execute("UPDATE blobs SET orphaned_at = NULL WHERE id = ?", (blob_id,))
+            add = "INSERT INTO blob_refs VALUES (?, ?) ON CONFLICT DO NOTHING"
+            db.execute(add, (owner, blob_id))
 
         await self._database.write(work)
 
     async def release(self, owner: str, *, now: float) -> None:
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
+            if self._database.shared:  # of two last owners that go at once, one is the last
+                db.execute(_LOCK_OWNED, (owner,)).fetchall()
             db.execute(_ORPHAN, {"owner": owner, "now": now})
             db.execute("DELETE FROM blob_refs WHERE owner = ?", (owner,))
 
@@ -143,7 +153,8 @@ class Catalog:
     async def doom(self, blob_id: str, *, ignoring: str) -> None:
         """Mark it `deleting`; `Conflict` when an owner other than `ignoring` needs it."""
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
+            db.execute("UPDATE blobs SET state = 'deleting' WHERE id = ?", (blob_id,))
             query = "SELECT owner FROM blob_refs WHERE blob_id = ? AND owner <> ? LIMIT 1"
             row = db.execute(query, (blob_id, ignoring)).fetchone()
             if row is not None:
@@ -152,7 +163,6 @@ class Catalog:
                     f"{blob_id} is in use by {row[0]}",
                     hint="delete the run or stream that uses it first",
                 )
-            db.execute("UPDATE blobs SET state = 'deleting' WHERE id = ?", (blob_id,))
 
         await self._database.write(work)
 
@@ -160,14 +170,14 @@ class Catalog:
         """Delete rows whose bytes are gone."""
         ids = [(blob_id,) for blob_id in blob_ids]
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             db.executemany("DELETE FROM blob_refs WHERE blob_id = ?", ids)
             db.executemany("DELETE FROM blobs WHERE id = ?", ids)
 
         await self._database.write(work)
 
 
-def _find(db: sqlite3.Connection, blob_id: str) -> Blob | None:
+def _find(db: Connection, blob_id: str) -> Blob | None:
     query = f"SELECT {COLUMNS} FROM blobs WHERE id = ? AND state <> 'deleting'"
     row = db.execute(query, (blob_id,)).fetchone()
     return None if row is None else blob_of(row)
@@ -191,7 +201,7 @@ def _values(blob: Blob) -> tuple[Any, ...]:
     )
 
 
-def blob_of(row: sqlite3.Row) -> Blob:
+def blob_of(row: Any) -> Blob:
     """Of a row that has COLUMNS, and perhaps more."""
     fields: dict[str, Any] = {name: row[name] for name in Blob.__struct_fields__}
     fields["type"] = PinType(fields["type"])

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from mentatlab.database import Database
 from mentatlab.protocol.errors import Code, Invalid, NotFound
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.media import ref_id_of
@@ -305,7 +306,7 @@ class StorageManager:
 @contextlib.asynccontextmanager
 async def open_local(
     root: Path,
-    catalog_db: Path,
+    catalog_db: Path | Database,
     *,
     max_bytes: int | None = None,
     min_free_bytes: int = 16 << 20,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from mentatlab.database import Database
 from mentatlab.protocol.errors import Code, Invalid
 from mentatlab.storage.catalog import Catalog
 from mentatlab.storage.manager import StorageManager, open_local, open_memory
@@ -53,12 +54,13 @@ async def open_storage(
     home_key: str,
     max_bytes: int | None = None,
     quota: Quota = NO_QUOTA,
+    database: Database | None = None,
 ) -> AsyncGenerator[Opened]:
-    """The catalogue is in the home in any case, but for memory.
+    """The catalogue is in `database`, else in the home; with bytes in memory it is there too.
 
     `Unavailable(STORE_UNAVAILABLE)`, `Conflict(STORE_FOREIGN)`, `Invalid(MISSING_EXTRA)`.
     """
-    catalog = home / "catalog.db"
+    catalog = database or home / "catalog.db"
     if choice == "local":
         async with open_local(home / "blobs", catalog, max_bytes=max_bytes, quota=quota) as manager:
             yield Opened(manager)
@@ -91,7 +93,7 @@ def _s3_module() -> ModuleType:
 
 @contextlib.asynccontextmanager
 async def _managing(
-    store: BlobStore, catalog_db: Path, max_bytes: int | None, quota: Quota
+    store: BlobStore, catalog_db: Path | Database, max_bytes: int | None, quota: Quota
 ) -> AsyncGenerator[StorageManager]:
     try:
         catalog = await Catalog.open(catalog_db)

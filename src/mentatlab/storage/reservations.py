@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+from mentatlab.database import Connection
 from mentatlab.protocol.ids import new_id
 from mentatlab.storage.upload_rows import NO_QUOTA, UploadRow, UploadRows, forgotten
 
@@ -27,7 +27,7 @@ class Reservation:
                 self._reserved = await self._rows.reserve_up_to(self._id, total)
             yield piece
 
-    def settle(self, db: sqlite3.Connection) -> None:
+    def settle(self, db: Connection) -> None:
         """Written beside the blob's row, which counts from then on."""
         if self._id:
             forgotten(self._id)(db)

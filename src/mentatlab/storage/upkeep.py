@@ -1,18 +1,18 @@
 """What housekeeping asks of the catalogue. Every write is one short transaction, so that others
 write in between; what may be long is read in pages."""
 
-import sqlite3
 from typing import NamedTuple
 
 import msgspec
 
-from mentatlab.sqlite import Database
+from mentatlab.database import Connection, Database
 from mentatlab.storage.catalog import COLUMNS, blob_of
 from mentatlab.storage.port import Blob
 
 _DOOM = """
     UPDATE blobs SET state = 'deleting'
-    WHERE id IN (SELECT id FROM blobs WHERE {due} <= ? AND state <> 'deleting' LIMIT ?)
+    WHERE id IN (SELECT id FROM blobs WHERE {due} <= :by AND state <> 'deleting' LIMIT :limit)
+      AND {due} <= :by
 """
 _UNVERIFIED = f"""
     SELECT {COLUMNS} FROM blobs
@@ -64,10 +64,11 @@ class Upkeep:
     async def doom(self, *, orphaned_before: float, expired_before: float, limit: int) -> int:
         """Mark `deleting` what has had no owner since, or expired before; at most twice `limit`."""
 
-        def work(db: sqlite3.Connection) -> int:
-            orphaned = db.execute(_DOOM.format(due="orphaned_at"), (orphaned_before, limit))
-            expired = db.execute(_DOOM.format(due="expires_at"), (expired_before, limit))
-            return orphaned.rowcount + expired.rowcount
+        def work(db: Connection) -> int:
+            orphaned = {"by": orphaned_before, "limit": limit}
+            expired = {"by": expired_before, "limit": limit}
+            count = db.execute(_DOOM.format(due="orphaned_at"), orphaned).rowcount
+            return count + db.execute(_DOOM.format(due="expires_at"), expired).rowcount
 
         return await self._database.write(work)
 
@@ -142,7 +143,7 @@ class Upkeep:
     ) -> list[Verified]:
         """Those verified by then, the longest ago first, behind a place."""
 
-        def work(db: sqlite3.Connection) -> list[Verified]:
+        def work(db: Connection) -> list[Verified]:
             found = db.execute(_VERIFIED, (before, *after, limit))
             return [Verified(blob_of(r), r["verified_at"]) for r in found]
 
@@ -152,7 +153,7 @@ class Upkeep:
         """Its bytes were read: they are right, or they are not. The state that it had before, None
         when it is being deleted."""
 
-        def work(db: sqlite3.Connection) -> str | None:
+        def work(db: Connection) -> str | None:
             query = "SELECT state FROM blobs WHERE id = ? AND state <> 'deleting'"
             row = db.execute(query, (blob_id,)).fetchone()
             if row is None:
@@ -170,7 +171,7 @@ class Upkeep:
 
     async def holdings(self) -> Holdings:
         query = """
-            SELECT ifnull(sum(bytes), 0), ifnull(sum(count), 0),
+            SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT), CAST(coalesce(sum(count), 0) AS BIGINT),
                    (SELECT count(*) FROM blobs WHERE state <> 'ready' AND state = 'corrupt')
             FROM usage
         """

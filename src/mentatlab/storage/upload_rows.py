@@ -6,15 +6,14 @@ lease has a higher `fence`, and what is written under an older one changes nothi
 """
 
 import contextlib
-import sqlite3
 from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 
+from mentatlab.database import Connection, Database
 from mentatlab.protocol.errors import Code, Fenced, Gone, NotFound, OutOfSpace
 from mentatlab.protocol.pins import PinType
-from mentatlab.sqlite import Database
 
 Mode = Literal["single", "tus", "direct"]
 
@@ -81,13 +80,17 @@ NO_QUOTA = Quota()
 _STEP = 16 << 20
 
 _NAMES = UploadRow.__struct_fields__
-_COLUMNS = ", ".join(_NAMES)
+_COLUMNS = ", ".join(f'"{name}"' for name in _NAMES)  # offset is a word of SQL
 _INSERT = f"INSERT INTO uploads ({_COLUMNS}) VALUES ({', '.join(f':{n}' for n in _NAMES)})"
 _USAGE = """
-    SELECT ifnull(sum(bytes), 0), ifnull(sum(count), 0),
-           (SELECT ifnull(sum(reserved), 0) FROM uploads WHERE workspace = :w AND state = 'open'),
+    SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT), CAST(coalesce(sum(count), 0) AS BIGINT),
+           (SELECT CAST(coalesce(sum(reserved), 0) AS BIGINT)
+            FROM uploads WHERE workspace = :w AND state = 'open'),
            (SELECT count(*) FROM uploads WHERE workspace = :w AND state = 'open')
     FROM usage WHERE workspace = :w
+"""
+_ONE_AT_A_TIME = """
+    INSERT INTO usage VALUES (?, 0, 0) ON CONFLICT (workspace) DO UPDATE SET count = usage.count
 """
 _LEASE = f"""
     UPDATE uploads SET holder = :holder, fence = fence + 1, leased_until = :until
@@ -95,12 +98,12 @@ _LEASE = f"""
     RETURNING {_COLUMNS}
 """
 _RECORD = """
-    UPDATE uploads SET store_id = :store_id, key = :key, claims = :claims, offset = :offset,
+    UPDATE uploads SET store_id = :store_id, key = :key, claims = :claims, "offset" = :offset,
                        size = :size, expires_at = :expires_at, leased_until = :leased_until
     WHERE id = :id AND fence = :fence AND state = 'open'
 """
 _DONE = """
-    UPDATE uploads SET state = 'done', size = :size, offset = :size, reserved = 0, key = :key,
+    UPDATE uploads SET state = 'done', size = :size, "offset" = :size, reserved = 0, key = :key,
                        store_id = :store_id, expires_at = :expires_at, holder = ''
     WHERE id = :id AND state = 'open'
 """
@@ -108,12 +111,12 @@ _DONE = """
 
 class UploadRows:
     def __init__(self, database: Database, quota: Quota) -> None:
-        self._database, self.quota = database, quota
+        self._database, self.quota, self.shared = database, quota, database.shared
 
     async def add(self, row: UploadRow) -> None:
         """`OutOfSpace(QUOTA_EXCEEDED)` when what it reserves, or one more, is over the quota."""
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             _check_quota(db, row.workspace, self.quota, more_bytes=row.reserved, more_count=1)
             db.execute(_INSERT, _values(row))
 
@@ -122,7 +125,7 @@ class UploadRows:
     async def reserve(self, upload_id: str, reserved: int) -> None:
         """From now on so many bytes; `OutOfSpace(QUOTA_EXCEEDED)`."""
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             row = _find(db, "id", upload_id)
             more = reserved - row.reserved
             _check_quota(db, row.workspace, self.quota, more_bytes=more, more_count=0)
@@ -156,7 +159,7 @@ class UploadRows:
         """The row, with a fence of its own; None while somebody else holds it."""
         values = {"id": upload_id, "holder": holder, "now": now, "until": until}
 
-        def work(db: sqlite3.Connection) -> UploadRow | None:
+        def work(db: Connection) -> UploadRow | None:
             found = db.execute(_LEASE, values).fetchall()
             return _row(found[0]) if found else _none_unless_gone(db, upload_id)
 
@@ -174,7 +177,7 @@ class UploadRows:
     async def release(self, upload_id: str, fence: int) -> None:
         """End the lease; fine when somebody else holds it now."""
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             query = "UPDATE uploads SET holder = '', leased_until = 0 WHERE id = ? AND fence = ?"
             db.execute(query, (upload_id, fence))
 
@@ -183,19 +186,19 @@ class UploadRows:
     async def move(self, row: UploadRow) -> None:
         """Another mode, at another place of the store, from the start; fenced."""
         query = """
-            UPDATE uploads SET mode = :mode, store_id = :store_id, offset = 0, claims = :claims
+            UPDATE uploads SET mode = :mode, store_id = :store_id, "offset" = 0, claims = :claims
             WHERE id = :id AND fence = :fence AND state = 'open'
         """
         await self._fenced(row.id, query, _values(row))
 
     async def remove(self, upload_id: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             db.execute("DELETE FROM uploads WHERE id = ?", (upload_id,))
 
         await self._database.write(work)
 
     async def break_leases(self) -> None:
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             db.execute("UPDATE uploads SET holder = '', leased_until = 0 WHERE holder <> ''")
 
         await self._database.write(work)
@@ -213,28 +216,28 @@ class UploadRows:
         return await self._database.read(lambda db: _usage(db, workspace))
 
     async def _fenced(self, upload_id: str, query: str, values: Any) -> None:
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             if db.execute(query, values).rowcount == 0:
                 raise superseded(upload_id)
 
         await self._database.write(work)
 
 
-def done(row: UploadRow) -> Callable[[sqlite3.Connection], None]:
+def done(row: UploadRow) -> Callable[[Connection], None]:
     """Written beside its blob's row: nothing is reserved any more, and the answer stays until
     `expires_at`. `Fenced` when it is done already."""
 
-    def work(db: sqlite3.Connection) -> None:
+    def work(db: Connection) -> None:
         if db.execute(_DONE, _values(row)).rowcount == 0:
             raise superseded(row.id)
 
     return work
 
 
-def forgotten(upload_id: str) -> Callable[[sqlite3.Connection], None]:
+def forgotten(upload_id: str) -> Callable[[Connection], None]:
     """Written beside a blob's row: its reservation is no longer needed."""
 
-    def work(db: sqlite3.Connection) -> None:
+    def work(db: Connection) -> None:
         db.execute("DELETE FROM uploads WHERE id = ?", (upload_id,))
 
     return work
@@ -254,7 +257,7 @@ def unknown(upload_id: str) -> NotFound:
     )
 
 
-def _find(db: sqlite3.Connection, column: Literal["id", "ref"], value: str) -> UploadRow:
+def _find(db: Connection, column: Literal["id", "ref"], value: str) -> UploadRow:
     query = f"SELECT {_COLUMNS} FROM uploads WHERE {column} = ?"
     found = db.execute(query, (value,)).fetchone()
     if found is None:
@@ -272,15 +275,16 @@ def _checked(row: UploadRow, workspace: str, now: float) -> UploadRow:
     return row
 
 
-def _none_unless_gone(db: sqlite3.Connection, upload_id: str) -> None:
+def _none_unless_gone(db: Connection, upload_id: str) -> None:
     _find(db, "id", upload_id)
 
 
 def _check_quota(
-    db: sqlite3.Connection, workspace: str, quota: Quota, *, more_bytes: int, more_count: int
+    db: Connection, workspace: str, quota: Quota, *, more_bytes: int, more_count: int
 ) -> None:
     if quota == NO_QUOTA:
         return
+    db.execute(_ONE_AT_A_TIME, (workspace,))
     used = _usage(db, workspace)
     too_big = 0 < quota.bytes < used.bytes + used.reserved_bytes + more_bytes
     too_many = 0 < quota.count < used.count + used.reserved_count + more_count
@@ -302,7 +306,7 @@ def _over(quota: Quota, used: Usage, too_big: bool) -> OutOfSpace:
     )
 
 
-def _usage(db: sqlite3.Connection, workspace: str) -> Usage:
+def _usage(db: Connection, workspace: str) -> Usage:
     return Usage(*db.execute(_USAGE, {"w": workspace}).fetchone())
 
 
@@ -311,7 +315,7 @@ def _values(row: UploadRow) -> dict[str, Any]:
     return {**values, "claims": msgspec.json.encode(row.claims).decode()}
 
 
-def _row(found: sqlite3.Row) -> UploadRow:
+def _row(found: Any) -> UploadRow:
     fields = dict(found)
     fields["expect"] = None if fields["expect"] is None else PinType(fields["expect"])
     fields["claims"] = msgspec.json.decode(fields["claims"], type=Claims)

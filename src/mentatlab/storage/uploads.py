@@ -247,8 +247,9 @@ class Uploads:
         return swept
 
     async def take_over(self) -> None:
-        """At start, when no other process can be there: what a dead one held is free."""
-        await self._rows.break_leases()
+        """At start: what a dead process held is free, unless others live beside this one."""
+        if not self._rows.shared:
+            await self._rows.break_leases()
 
     # --- looked at while it grows
 
