@@ -28,7 +28,7 @@ from mentatlab.gateway.streams import Streams
 from mentatlab.protocol.agent import is_reserved
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.protocol.pins import parse_size
-from mentatlab.runners import LocalRunner
+from mentatlab.runners import LocalRunner, RunnerSettings
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
@@ -101,6 +101,7 @@ class Settings:
     quota: Quota = NO_QUOTA  # of each workspace
     limits: Limits = field(default_factory=Limits)  # of runs
     scrub_rate: int = 8 << 20  # bytes a second that are read again and verified, 0 = none
+    pool_memory: int = 0  # bytes of all warm agents together, 0 = the machine's
     log: SharedLog | None = None  # None = in the home
     database: SharedDatabase | None = None  # None = in the home
     token_secret: str = field(default="", repr=False)  # "" = one of the home's own
@@ -136,7 +137,7 @@ def read_settings(
     _RECORD_RATE _MAX_OBJECT _MAX_RUNS _MAX_QUEUED _MAX_ITEMS _QUOTA_BYTES _QUOTA_COUNT
     _SCRUB_RATE _DATABASE _DATABASE_SCHEMA _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
     _TOKEN_SECRET _URL_KEYS _ACCEL
-    _TRANSPORT _TLS_CERT _TLS_KEY _STORAGE _S3_PREFIXES`, `ENABLE_MULTIMODAL
+    _TRANSPORT _TLS_CERT _TLS_KEY _POOL_MEMORY _STORAGE _S3_PREFIXES`, `ENABLE_MULTIMODAL
     ENABLE_STREAMING` and what `storage.read_choice` reads
     (`S3_ENDPOINT` …); `Invalid(BAD_SETTING)` names the variable that is wrong.
 
@@ -165,6 +166,7 @@ def read_settings(
         ),
         limits=_limits(environ),
         scrub_rate=_size(environ, "MENTATLAB_SCRUB_RATE", "8MiB"),
+        pool_memory=_size(environ, "MENTATLAB_POOL_MEMORY", "0"),
         log=_log(environ),
         database=_database(environ),
         token_secret=_secret(environ),
@@ -376,7 +378,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         await stack.enter_async_context(_beside(connections.adopt_forever()))
         agents = AgentRegistry(settings.agent_dirs, database)
         await agents.load()
-        runner = LocalRunner()
+        runner = LocalRunner(RunnerSettings(pool_memory=settings.pool_memory))
         stack.push_async_callback(runner.aclose)
         engine = Engine(
             store=SqlRunStore(database),
