@@ -153,3 +153,32 @@ async def test_another_workspace_sees_nothing(app: App, admin: httpx2.AsyncClien
     for rest in ("timeline", "lineage?output=out", "nodes/echo/logs", "events"):
         answer = await admin.get(f"/api/v1/runs/{ran[0]}/{rest}", headers=key)
         assert (answer.status_code, answer.json()["code"]) == (404, "RUN_NOT_FOUND"), rest
+
+
+GATE_FLOW = """\
+apiVersion: v1beta1
+kind: Flow
+meta: {id: t.gate}
+graph:
+  nodes:
+    - {id: words, type: ui.prompt}
+    - {id: gate, type: core.gate, params: {message: Ship it?, timeout_s: 600}}
+    - {id: out, type: ui.console}
+  edges:
+    - {from: words.text, to: gate.value}
+    - {from: gate.approved, to: out.text}
+"""
+
+
+async def test_who_waits_for_an_approval_says_so(http: httpx2.AsyncClient):
+    run_id = (await submit(http, flow=GATE_FLOW, inputs={"words": "x"}))["run_id"]
+    gate: Any = None
+    while gate is None:  # the in-process transport gives an answer only when it is whole
+        nodes = (await http.get(f"/api/v1/runs/{run_id}")).json()["nodes"]
+        gate = next(n for n in nodes if n["id"] == "gate")["gate"]
+    assert (gate["message"], gate["scope"]) == ("Ship it?", "run")
+    assert gate["until"] == pytest.approx(gate["opened_at"] + 600, abs=1)
+    told = (await http.get(f"/api/v1/runs/{run_id}/timeline")).json()
+    waiting = next(n for n in told["nodes"] if n["node_id"] == "gate")
+    assert (waiting["state"], waiting["gate"]["approved"]) == ("waiting_approval", None)
+    await http.post(f"/api/v1/runs/{run_id}/cancel")

@@ -133,6 +133,8 @@ def test_an_attempt_that_is_begun_again_or_overtaken():
 def test_nodes_that_end_without_an_attempt(event: ev.RunFact, state: str):
     read = node(told(CHAIN, event), "read")
     assert (read.state, read.ended_at, read.attempts, read.run_s) == (state, 4.0, (), 0)
+    assert read.skipped_by == ("when" if state == "skipped" else None)
+    assert read.cached_from == ("rn_0" if state == "cached" else None)
 
 
 def test_pauses_and_gates():

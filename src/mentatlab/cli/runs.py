@@ -75,9 +75,19 @@ def _describe(run: dict[str, Any], outputs: dict[str, Any]) -> str:
     lines += [
         f"  {name:<16} {run[name]}" for name in ("origin", "from_node", "trigger") if run[name]
     ]
-    lines += [f"  {node['state']:<16} {node['id']}{_error(node['error'])}" for node in run["nodes"]]
+    lines += [
+        f"  {node['state']:<16} {node['id']}{_gate(node['gate'])}{_error(node['error'])}"
+        for node in run["nodes"]
+    ]
     lines += [f"  output {name}: {shorten(value)}" for name, value in outputs.items()]
     return "\n".join(lines)
+
+
+def _gate(gate: dict[str, Any] | None) -> str:
+    if gate is None:
+        return ""
+    until = f" until {date(gate['until'])}" if gate["until"] else ""
+    return f"  {gate['message'] or 'approve?'}{until}"
 
 
 def _error(error: dict[str, Any] | None) -> str:

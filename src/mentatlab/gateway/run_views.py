@@ -94,7 +94,8 @@ class AttemptTimes(BaseModel):
 
 class UnitTimes(BaseModel):
     """`ready_at`: what it needs was there; `queued_s` from then to its first start; `run_s` in
-    attempts, `waited_s` between them."""
+    attempts, `waited_s` between them. `skipped_by`: `when`, `branch` or `upstream`; `cached_from`:
+    the run that did it."""
 
     state: str
     ready_at: float | None = None
@@ -104,6 +105,8 @@ class UnitTimes(BaseModel):
     run_s: float
     waited_s: float
     attempts: list[AttemptTimes]
+    skipped_by: str | None = None
+    cached_from: str | None = None
 
 
 class ItemTimes(UnitTimes):

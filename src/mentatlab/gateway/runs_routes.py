@@ -33,10 +33,22 @@ class ItemsAnswer(BaseModel):
     failed: int
     running: int
     waiting: int
+    skipped: int = 0
+
+
+class GateAnswer(BaseModel):
+    """An approval that is waited for: whose key has `scope` may decide, until `until` (Unix
+    seconds; null = for ever), when it rejects by itself."""
+
+    message: str
+    opened_at: float
+    until: float | None = None
+    scope: str
 
 
 class NodeAnswer(BaseModel):
-    """Times in Unix seconds; `percent` is what the agent last said."""
+    """Times in Unix seconds; `percent` is what the agent last said. `gate` while it waits;
+    `upstream`: the node because of which this one was skipped or cannot start."""
 
     id: str
     kind: str
@@ -49,6 +61,8 @@ class NodeAnswer(BaseModel):
     ended_at: float | None = None
     retry_at: float | None = None
     percent: float | None = None
+    gate: GateAnswer | None = None
+    upstream: str = ""
 
 
 class StreamAnswer(BaseModel):

@@ -55,6 +55,8 @@ class UnitTimes(View, frozen=True, kw_only=True):
     run_s: float = 0.0
     waited_s: float = 0.0
     attempts: tuple[AttemptTimes, ...] = ()
+    skipped_by: str | None = None  # when | branch | upstream
+    cached_from: str | None = None  # the run that did it
 
 
 class ItemTimes(UnitTimes, frozen=True, kw_only=True):
@@ -162,6 +164,8 @@ class _History:
     state: str = "pending"
     attempts: list[AttemptTimes] = field(default_factory=list[AttemptTimes])
     ended_at: float | None = None
+    skipped_by: str | None = None
+    cached_from: str | None = None
 
     def start(self, at: float, attempt: int) -> None:
         self.close(at, "restarted")
@@ -296,8 +300,10 @@ def _add_to(history: _History, fact: ev.RunFact) -> None:
             history.end(fact.at, "upstream_failed", "cancelled", None)
         case ev.NodeSkipped():
             history.end(fact.at, "skipped", "cancelled", None)
+            history.skipped_by = fact.cause
         case ev.NodeCached():
             history.end(fact.at, "cached", "cancelled", None)
+            history.cached_from = fact.origin
         case _:
             pass
 
@@ -347,6 +353,8 @@ class _UnitFields(TypedDict):
     run_s: float
     waited_s: float
     attempts: tuple[AttemptTimes, ...]
+    skipped_by: str | None
+    cached_from: str | None
 
 
 def _unit(history: _History, ready_at: float | None, until: float) -> _UnitFields:
@@ -359,6 +367,8 @@ def _unit(history: _History, ready_at: float | None, until: float) -> _UnitField
         "run_s": history.run_s(until),
         "waited_s": history.waited_s(until),
         "attempts": tuple(history.attempts),
+        "skipped_by": history.skipped_by,
+        "cached_from": history.cached_from,
     }
 
 

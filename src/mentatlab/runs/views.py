@@ -32,10 +32,22 @@ class ItemsView(View, frozen=True, kw_only=True):
     failed: int
     running: int
     waiting: int  # for a retry
+    skipped: int = 0
+
+
+class GateView(View, frozen=True, kw_only=True):
+    """An approval that is waited for: whose key has `scope` may decide, until `until` (Unix
+    seconds; None = for ever), when it rejects by itself."""
+
+    message: str
+    opened_at: float
+    until: float | None = None
+    scope: str = "run"
 
 
 class NodeView(View, frozen=True, kw_only=True):
-    """Times are Unix seconds; `percent` is what the agent last said (0 to 100)."""
+    """Times are Unix seconds; `percent` is what the agent last said (0 to 100). `gate` while it
+    waits; `upstream`: the node because of which this one was skipped or cannot start."""
 
     id: str
     kind: str
@@ -48,6 +60,8 @@ class NodeView(View, frozen=True, kw_only=True):
     ended_at: float | None = None
     retry_at: float | None = None
     percent: float | None = None
+    gate: GateView | None = None
+    upstream: str = ""
 
 
 class StreamView(View, frozen=True, kw_only=True):
@@ -153,6 +167,16 @@ def _node(node: PlanNode, state: NodeState, percent: float | None) -> NodeView:
         ended_at=state.ended_at or None,
         retry_at=state.retry_at if state.phase is NodePhase.RETRY_WAIT else None,
         percent=percent,
+        gate=_gate(state),
+        upstream=state.upstream,
+    )
+
+
+def _gate(state: NodeState) -> GateView | None:
+    if state.gate is None or state.phase is not NodePhase.WAITING_APPROVAL:
+        return None
+    return GateView(
+        message=state.gate.message, opened_at=state.gate.at, until=state.gate.until or None
     )
 
 
@@ -163,6 +187,7 @@ def _items(state: NodeState) -> ItemsView:
         failed=state.failed.bit_count(),
         running=phases.count(NodePhase.RUNNING),
         waiting=phases.count(NodePhase.RETRY_WAIT),
+        skipped=state.skipped.bit_count(),
     )
 
 
