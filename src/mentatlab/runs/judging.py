@@ -14,6 +14,7 @@ from mentatlab.runs.events import Fault
 
 LIMIT_S = 10.0
 """Of processor time, and of time in all."""
+MAX_MEMORY = 1 << 30  # bytes of address space; text + text, over and over, needs no time
 
 
 async def judge(case: Case, *, limit_s: float = LIMIT_S) -> Ruling:
@@ -42,7 +43,7 @@ async def judge(case: Case, *, limit_s: float = LIMIT_S) -> Ruling:
 def _too_long(limit_s: float) -> Ruling:
     error = Fault(
         Code.EXPRESSION_ERROR,
-        f"its condition or schema took more than {limit_s:g} s",
+        f"its condition or schema took more than {limit_s:g} s, or 1 GiB of memory",
         "make it simpler, give it less, or decide in an agent",
     )
     return Ruling(verdict="fail", error=error)
@@ -51,6 +52,7 @@ def _too_long(limit_s: float) -> Ruling:
 def main() -> None:
     """The process: a case comes in, its ruling goes out."""
     resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT_S), int(LIMIT_S)))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     case = msgspec.json.decode(sys.stdin.buffer.read(), type=Case)
     sys.stdout.buffer.write(msgspec.json.encode(control.rule(case)))
 
