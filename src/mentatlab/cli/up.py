@@ -54,10 +54,10 @@ async def up(
     Environment: MENTATLAB_HOME, _HOST, _PORT, _AGENTS (folders), _HOSTS, _ORIGINS, _RATE, _BURST,
     _STORAGE (local, memory, s3 with S3_ENDPOINT, S3_BUCKET, …), _S3_PREFIXES, _URL_KEYS, _ACCEL,
     _MAX_OBJECT (bytes, 5GB), _QUOTA_BYTES, _QUOTA_COUNT, _SCRUB_RATE (8MiB), _LOG (sqlite,
-    redis://…), _TOKEN_SECRET, _REDIS_PREFIX, _REDIS_ALLOW_RELAXED, _TLS_CERT, _TLS_KEY,
-    _TRANSPORT (auto, picows, portable), ENABLE_MULTIMODAL, ENABLE_STREAMING; docs/reference/cli.md
-    has them all. Ends on SIGTERM, Ctrl-C or when its terminal is closed (not under nohup);
-    unfinished runs go on at the next start.
+    redis://…), _POOL_MEMORY, _TOKEN_SECRET, _REDIS_PREFIX, _REDIS_ALLOW_RELAXED, _TLS_CERT,
+    _TLS_KEY, _TRANSPORT (auto, picows, portable), ENABLE_MULTIMODAL, ENABLE_STREAMING;
+    docs/reference/cli.md has them all. Ends on SIGTERM, Ctrl-C or when its terminal is closed
+    (not under nohup); unfinished runs go on at the next start.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
