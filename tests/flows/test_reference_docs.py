@@ -54,7 +54,7 @@ def test_flows_that_are_shown_can_run(text: str, known: dict[str, Manifest]) -> 
 
 
 def test_the_inputs_and_outputs_that_are_told(known: dict[str, Manifest]) -> None:
-    plan = compile_plan(load_flow(FLOWS[1]), known.get)
+    plan = compile_plan(load_flow(FLOWS[-1]), known.get)
     assert [i.name for i in plan.inputs] == ["first", "second"]
     assert plan.outputs == (("second", "text"),)
 
@@ -64,7 +64,7 @@ def test_the_inputs_and_outputs_that_are_told(known: dict[str, Manifest]) -> Non
     [("manifest.md", ""), ("flow.md", "['first', 'second'] (('second', 'text'),)\n")],
 )
 def test_the_python_that_is_shown_runs(page: str, prints: str, tmp_path: Path) -> None:
-    (tmp_path / "flow.mlab").write_text(FLOWS[1])
+    (tmp_path / "flow.mlab").write_text(FLOWS[-1])
     (tmp_path / "manifest.yaml").write_text(manifests()[-1])
     (code,) = blocks(page, "python")
     ran = subprocess.run(
