@@ -36,6 +36,7 @@ from mentatlab.runs.limits import Limits
 from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
+from mentatlab.runs.secrets import Seal, SecretStore
 from mentatlab.runs.sql_store import SqlRunStore
 from mentatlab.sqlite import Database as SqliteDatabase
 from mentatlab.storage import NO_QUOTA, Choice, Quota, open_storage, read_choice
@@ -356,6 +357,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         if catalog is not None:
             stack.push_async_callback(catalog.aclose)
         keys = KeyStore(database)
+        secrets = SecretStore(database, Seal(settings.token_secret or key))
         await _check_keys(settings, keys)
         storage, segments = await stack.enter_async_context(
             open_storage(
@@ -392,6 +394,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             limits=settings.limits,
             streaming=settings.streaming,
             url=settings.url,
+            secrets_for=secrets.secrets_for,
             sign=UrlSigner(url_keys, settings.url, time.time).sign,
             s3_inputs=await stack.enter_async_context(open_s3_inputs(settings.s3_inputs)),
         )
@@ -404,6 +407,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             agents=agents,
             flows=FlowStore(database),
             keys=keys,
+            secrets=secrets,
             storage=storage,
             hub=hub,
             connections=connections,

@@ -1,7 +1,7 @@
 """What one attempt is about, for its inputs, its conversation and its outputs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from mentatlab.flows.plan import Plan, PlanNode
 from mentatlab.protocol.agent import AgentProgram
 from mentatlab.protocol.pins import Pin
 from mentatlab.runs.edges import Edge
+from mentatlab.runs.folders import OUT, Owner
 from mentatlab.runs.lanes import Standing, stream_id
 from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.values import Values
@@ -43,7 +44,7 @@ class SavedState:
 class Assignment:
     """`saved`: the checkpoint that the attempt starts from; `standing`: by lane, which records
     count; `started_at`: when the node's (item's) first attempt began, Unix seconds; `left_out` and
-    `ooms` as in `StartNode`."""
+    `ooms` as in `StartNode`; `secrets`: those that the flow names, by name."""
 
     services: Services
     run: RunInfo
@@ -57,6 +58,7 @@ class Assignment:
     standing: Mapping[str, Standing]
     left_out: tuple[str, ...] = ()
     ooms: int = 0
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     @property
     def program(self) -> AgentProgram:
@@ -65,14 +67,13 @@ class Assignment:
         return self.services.registry.get(f"{manifest.id}:{manifest.version}").entry
 
     @property
-    def scratch(self) -> Path:
-        """The attempt's own folder."""
-        place = "" if self.item is None else str(self.item)
-        return self.services.scratch / self.run.id / f"{self.node.id}.{place}.{self.number}"
+    def owner(self) -> Owner:
+        """Of its folder."""
+        return self.run.workspace, self.node.type
 
     @property
     def out_dir(self) -> Path:
-        return self.scratch / "out"
+        return self.scratch / OUT
 
     def lane(self, pin: str) -> str:
         return stream_id(self.run.id, self.node.id, pin)

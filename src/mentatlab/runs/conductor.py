@@ -28,6 +28,7 @@ from mentatlab.runs.journal import Journal
 from mentatlab.runs.map_nodes import MapNodes
 from mentatlab.runs.preparing import Preparation
 from mentatlab.runs.run_lanes import RunLanes
+from mentatlab.runs.secrets import Mask
 from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.state import RunState, apply
 from mentatlab.runs.store import Checkpoint, RunRow
@@ -58,6 +59,8 @@ class Conductor:
         self._journal = Journal(services, self._info)
         self._inbox: asyncio.Queue[sg.Signal] = asyncio.Queue()
         self._told = self._heard = 0
+        self._secrets: dict[str, str] = {}
+        self._mask = Mask(())
         self._asking: list[tuple[int, asyncio.Event]] = []
         self._attempts: dict[_ATTEMPT, NodeAttempt] = {}
         self._running: dict[_ATTEMPT, asyncio.Task[None]] = {}
@@ -173,6 +176,8 @@ class Conductor:
     # -- the loop
 
     async def _conduct(self) -> None:
+        self._secrets = await self._services.secrets_for(self._info.workspace, self.plan.secrets)
+        self._mask = Mask(self._secrets.values())
         self._journal.start(self._tasks)
         if self.state.started_at:
             self._watch_clock()
@@ -321,6 +326,9 @@ class Conductor:
             saved=self._saved.pop((command.node, command.item), None),
             ooms=command.ooms,
         )
+        folders = self._services.folders
+        scratch = folders.reserve(self._services.scratch, work.owner)
+        work = replace(work, scratch=scratch)
         attempt = NodeAttempt(
             work,
             element=functools.partial(self._maps.element, work.node),
@@ -353,16 +361,21 @@ class Conductor:
             standing=self._lanes.standing,
             left_out=command.left_out,
             ooms=ooms,
+            secrets=self._secrets,
         )
 
     async def _run_attempt(self, attempt: NodeAttempt, command: cmd.StartNode) -> None:
-        ended = await attempt.run()
+        try:
+            ended = await attempt.run()
+        except asyncio.CancelledError:  # the run goes on elsewhere
+            attempt.remove()
+            raise
         key = (command.node, command.item, command.attempt)
         del self._attempts[key], self._running[key]
         unit = self.state.unit(command.node, command.item)
         if attempt.saved is not None and unit is not None and unit.attempt == command.attempt:
             self._saved[command.node, command.item] = attempt.saved  # before the retry is decided
-        self.tell(ended)
+        self.tell(_masked(ended, self._mask))
         await attempt.clear()
 
     async def _save(self, command: cmd.StartNode, saved: SavedState) -> None:
@@ -377,6 +390,7 @@ class Conductor:
         await self._services.store.save_checkpoint(self._info.id, self.row.epoch, checkpoint)
 
     async def _note(self, node_id: str, drafts: list[Draft]) -> None:
+        drafts = [_masked_note(draft, self._mask) for draft in drafts]
         for draft in drafts:
             said = draft.values["data"]
             if said["kind"] == "progress" and "percent" in said and draft.item is None:
@@ -433,3 +447,16 @@ class Conductor:
                 self.tell(sg.MapFailed(at=at, node=node_id, attempt=state.attempt, error=fault))
             else:
                 self.tell(sg.AttemptEnded(at=at, node=node_id, attempt=state.attempt, error=fault))
+
+
+def _masked(ended: sg.AttemptEnded, mask: Mask) -> sg.AttemptEnded:
+    """No secret that an agent was given gets into the run's record."""
+    error = ended.error and msgspec.structs.replace(
+        ended.error, message=mask.text(ended.error.message), hint=mask.text(ended.error.hint)
+    )
+    outputs, metrics = mask.value(dict(ended.outputs)), mask.value(dict(ended.metrics))
+    return replace(ended, outputs=outputs, metrics=metrics, error=error)
+
+
+def _masked_note(draft: Draft, mask: Mask) -> Draft:
+    return msgspec.structs.replace(draft, payload=mask.value(draft.values))

@@ -24,6 +24,7 @@ from mentatlab.runs.limits import Limits
 from mentatlab.runs.maps import standing_records
 from mentatlab.runs.ownership import Ownership
 from mentatlab.runs.registry import AgentRegistry
+from mentatlab.runs.secrets import SecretsFor, no_secrets
 from mentatlab.runs.services import Services
 from mentatlab.runs.stage import Stage
 from mentatlab.runs.state import RUN_TERMINAL
@@ -57,6 +58,7 @@ class Engine:
         environment: Mapping[str, str] | None = None,
         secret: bytes = b"",
         url: str = "",
+        secrets_for: SecretsFor = no_secrets,
         sign: Sign | None = None,
         s3_inputs: S3Inputs | None = None,
         limits: Limits | None = None,
@@ -77,6 +79,7 @@ class Engine:
             environment=environment or {},
             secret=secret,
             url=url,
+            secrets_for=secrets_for,
             limits=limits,
             clock=clock,
             chance=chance,

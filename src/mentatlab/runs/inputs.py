@@ -41,7 +41,7 @@ class Inputs:
 
     async def invocation(self, program: AgentProgram) -> Invocation:
         inputs = await self._values()
-        given = self._services.environment
+        given = {**self._services.environment, **self._work.secrets}
         resources = self._resources(program, inputs)
         attempt_s = self._attempt_s(resources)
         return Invocation(

@@ -103,4 +103,15 @@ SCHEMA = (
     );
     CREATE INDEX cache_by_run ON cache (run_id);
     """,
+    # Secrets by name.
+    """
+    CREATE TABLE secrets (
+        workspace TEXT NOT NULL,
+        name TEXT NOT NULL,
+        sealed BLOB NOT NULL,
+        created_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        PRIMARY KEY (workspace, name)
+    );
+    """,
 )

@@ -1,7 +1,5 @@
-"""What a program asks of runs under way, and of what starts runs by itself: schedules, webhooks,
-and the secrets that they use. A part of `AsyncClient`."""
+"""The secrets of a workspace. A part of `AsyncClient`."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -14,121 +12,18 @@ class Controls:
     async def _call(self, method: str, path: str, **more: Any) -> Any:
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ runs under way
-
-    async def pause(self, run_id: str) -> Answer:
-        return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/pause")
-
-    async def resume(self, run_id: str) -> Answer:
-        return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/resume")
-
-    async def decide_gate(
-        self, run_id: str, node_id: str, *, approve: bool, comment: str = ""
-    ) -> Answer:
-        """Approve or reject what a gate waits for."""
-        path = f"/api/v1/runs/{_part(run_id)}/gates/{_part(node_id)}"
-        return await self._call("POST", path, json={"approve": approve, "comment": comment})
-
-    async def rerun(
-        self,
-        run_id: str,
-        *,
-        from_node: str = "",
-        params: Mapping[str, Mapping[str, Any]] | None = None,
-        idempotency_key: str | None = None,
-    ) -> Answer:
-        """The new run. `params`: by node, what is to be changed."""
-        body = {
-            "from_node": from_node,
-            "params": dict(params or {}),
-            "idempotency_key": idempotency_key,
-        }
-        return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/rerun", json=body)
-
     # ------------------------------------------------------------------ secrets
 
     async def secrets(self) -> list[Answer]:
         """Names and times; never the values."""
         return (await self._call("GET", "/api/v1/secrets"))["secrets"]
 
-    async def set_secret(self, name: str, value: str) -> Answer:
+    async def set_secret(self, name: str, value: str) -> None:
         """Needs the scope `admin`."""
-        return await self._call("PUT", f"/api/v1/secrets/{_part(name)}", json={"value": value})
+        await self._call("PUT", f"/api/v1/secrets/{_part(name)}", json={"value": value})
 
     async def remove_secret(self, name: str) -> None:
         await self._call("DELETE", f"/api/v1/secrets/{_part(name)}")
-
-    # ------------------------------------------------------------------ schedules
-
-    async def schedules(self) -> list[Answer]:
-        return (await self._call("GET", "/api/v1/schedules"))["schedules"]
-
-    async def schedule(self, schedule_id: str) -> Answer:
-        """With its last ticks."""
-        return await self._call("GET", f"/api/v1/schedules/{_part(schedule_id)}")
-
-    async def add_schedule(
-        self,
-        flow_id: str,
-        cron: str,
-        *,
-        inputs: Mapping[str, Any] | None = None,
-        timezone: str = "UTC",
-        overlap: str = "skip",
-        paused: bool = False,
-    ) -> Answer:
-        """`overlap`: what a tick does while an earlier run goes on: `skip`, `queue` or `allow`."""
-        body = {
-            "flow_id": flow_id,
-            "cron": cron,
-            "inputs": dict(inputs or {}),
-            "timezone": timezone,
-            "overlap": overlap,
-            "paused": paused,
-        }
-        return await self._call("POST", "/api/v1/schedules", json=body)
-
-    async def pause_schedule(self, schedule_id: str, *, paused: bool = True) -> Answer:
-        path = f"/api/v1/schedules/{_part(schedule_id)}"
-        return await self._call("PATCH", path, json={"paused": paused})
-
-    async def remove_schedule(self, schedule_id: str) -> None:
-        await self._call("DELETE", f"/api/v1/schedules/{_part(schedule_id)}")
-
-    # ------------------------------------------------------------------ webhooks
-
-    async def webhooks(self) -> list[Answer]:
-        """Addresses that start runs when they are called."""
-        return (await self._call("GET", "/api/v1/webhooks"))["webhooks"]
-
-    async def add_webhook(
-        self, flow_id: str, *, input: str | None = None, secret: str | None = None
-    ) -> Answer:
-        """The answer's `secret` is shown this once. `input`: the one that gets the call's body;
-        without it the body holds all inputs."""
-        body = {"flow_id": flow_id, "input": input, "secret": secret}
-        return await self._call("POST", "/api/v1/webhooks", json=body)
-
-    async def remove_webhook(self, webhook_id: str) -> None:
-        await self._call("DELETE", f"/api/v1/webhooks/{_part(webhook_id)}")
-
-    async def subscriptions(self) -> list[Answer]:
-        """Addresses that are called when something happens to a run."""
-        return (await self._call("GET", "/api/v1/subscriptions"))["subscriptions"]
-
-    async def subscription(self, subscription_id: str) -> Answer:
-        """With its last deliveries."""
-        return await self._call("GET", f"/api/v1/subscriptions/{_part(subscription_id)}")
-
-    async def subscribe(
-        self, url: str, *, events: Sequence[str] = ("run_finished",), secret: str | None = None
-    ) -> Answer:
-        """The answer's `secret` is shown this once."""
-        body = {"url": url, "events": list(events), "secret": secret}
-        return await self._call("POST", "/api/v1/subscriptions", json=body)
-
-    async def unsubscribe(self, subscription_id: str) -> None:
-        await self._call("DELETE", f"/api/v1/subscriptions/{_part(subscription_id)}")
 
 
 def _part(text: str) -> str:
