@@ -6,7 +6,7 @@ from mentatlab.runs.judging import judge
 
 LOOP = Case(
     type="core.if",
-    params={"condition": "value.exists(x, x == 3)"},
+    params={"condition": "value.exists(x, value.exists(y, x == y + 2))"},
     values={"value": [1, 2, 3]},
     variables=("value",),
 )
