@@ -44,7 +44,8 @@ class SavedState:
 class Assignment:
     """`saved`: the checkpoint that the attempt starts from; `standing`: by lane, which records
     count; `started_at`: when the node's (item's) first attempt began, Unix seconds; `left_out` and
-    `ooms` as in `StartNode`; `secrets`: those that the flow names, by name."""
+    `ooms` as in `StartNode`; `scratch`: the folder of an attempt; `secrets`: those that the flow
+    names, by name."""
 
     services: Services
     run: RunInfo
@@ -58,6 +59,7 @@ class Assignment:
     standing: Mapping[str, Standing]
     left_out: tuple[str, ...] = ()
     ooms: int = 0
+    scratch: Path = Path()
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     @property

@@ -4,7 +4,6 @@ outputs checked and stored. `run` gives an `AttemptEnded`, whatever happens.
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from mentatlab.protocol.agent import AgentProgram, Resources
 from mentatlab.protocol.errors import MentatError
 from mentatlab.protocol.records import Draft
 from mentatlab.runners.port import Outcome
+from mentatlab.runs import folders
 from mentatlab.runs.assignment import Assignment, SavedState
 from mentatlab.runs.checkpoints import Save
 from mentatlab.runs.conversation import Conversation
@@ -77,19 +77,21 @@ class NodeAttempt:
         error = cancelled(self._conversation.cancelled() or "", confirmed=False)
         return replace(self._ended(error=error), unconfirmed=True)
 
+    def remove(self) -> None:
+        """What it left, at once."""
+        folders.remove(self._work.scratch)
+
     async def clear(self) -> None:
-        """An empty folder, as most are, needs no thread to go."""
-        try:
-            self._work.out_dir.rmdir()
-            self._work.scratch.rmdir()
-        except OSError:
-            await asyncio.to_thread(shutil.rmtree, self._work.scratch, ignore_errors=True)
+        """What it left is removed, once its process is gone."""
+        work, asked_to_stop = self._work, self._conversation.cancelled() is not None
+        if asked_to_stop or not work.services.folders.keep(work.scratch, work.owner):
+            await asyncio.to_thread(folders.remove, work.scratch)
 
     async def _attempt(self) -> AttemptEnded:
         work, conversation = self._work, self._conversation
         program = work.program
         element = None if work.item is None else await self._load_element(work.item)
-        work.out_dir.mkdir(parents=True, exist_ok=True)
+        folders.make(work.scratch)
         inputs = Inputs(work, element)
         invocation = await inputs.invocation(program)
         self._resources = invocation.resources
