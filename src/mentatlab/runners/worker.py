@@ -255,7 +255,7 @@ class Worker:
         if event.invocation:
             if attempt := self._attempts.get(event.invocation):
                 attempt.hear(event, size)
-            elif not self._gave(event.invocation):
+            elif isinstance(event, events.Chunk) and not self._gave(event.invocation):
                 self.break_off("foreign", f"it named {event.invocation[:40]!r}")
             return
         for attempt in list(self._attempts.values()):
