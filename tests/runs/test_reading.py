@@ -143,3 +143,19 @@ async def test_a_reader_of_a_run_whose_lane_is_lost_gets_its_events(opened: Open
 )
 def test_time_codes(seconds: float, code: str):
     assert time_code(seconds) == code
+
+
+async def test_lineage_goes_on_in_the_run_that_was_done_again(opened: Opened):
+    async with opened() as house:
+        run = await house.engine.submit(EACH, {"words": "x"})
+        await house.engine.wait(run.id)
+        again = await house.engine.rerun(run.id, from_node="again", workspace="default")
+        assert (await house.engine.wait(again.id)).state == "succeeded"
+        reader = RunReader(house.store, house.hub)
+        found = await reader.lineage(again.id, workspace="default", node="again", seq=3)
+        steps = {step.id: step for step in found.steps}
+        assert steps["again.text#3"].cached_from is None
+        assert steps["shout.text#3"].cached_from == run.id
+        assert found.origins[0].frame == 12
+        times = await reader.timeline(again.id, workspace="default")
+        assert {n.node_id for n in times.nodes if n.cached_from == run.id} >= {"make", "shout"}
