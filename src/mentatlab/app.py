@@ -35,9 +35,11 @@ from mentatlab.runs.key_store import KeyStore
 from mentatlab.runs.limits import Limits
 from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
+from mentatlab.runs.schedules import Scheduler, ScheduleStore
 from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.secrets import Seal, SecretStore
 from mentatlab.runs.sql_store import SqlRunStore
+from mentatlab.runs.triggers import Triggers
 from mentatlab.sqlite import Database as SqliteDatabase
 from mentatlab.storage import NO_QUOTA, Choice, Quota, open_storage, read_choice
 from mentatlab.storage.port import BlobStore
@@ -401,13 +403,19 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         stack.push_async_callback(engine.aclose)
         if settings.recover:
             await engine.start()
+        flows, schedules = FlowStore(database), ScheduleStore(database)
+        if settings.recover:
+            triggers = Triggers(engine, SqlRunStore(database), flows)
+            scheduler = Scheduler(schedules, triggers.submit, triggers.active)
+            await stack.enter_async_context(_beside(scheduler.run_forever()))
         services = Services(
             engine=engine,
             runs=RunReader(SqlRunStore(database), hub),
             agents=agents,
-            flows=FlowStore(database),
+            flows=flows,
             keys=keys,
             secrets=secrets,
+            schedules=schedules,
             storage=storage,
             hub=hub,
             connections=connections,

@@ -21,6 +21,7 @@ from mentatlab.gateway.run_control_routes import run_control_router
 from mentatlab.gateway.run_events import run_events_router
 from mentatlab.gateway.run_views import run_views_router
 from mentatlab.gateway.runs_routes import runs_router
+from mentatlab.gateway.schedule_routes import schedules_router
 from mentatlab.gateway.secret_routes import secrets_router
 from mentatlab.gateway.storage_admin_routes import storage_admin_router
 from mentatlab.gateway.storage_answers import Accel
@@ -38,6 +39,7 @@ from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
 from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
+from mentatlab.runs.schedules import ScheduleStore
 from mentatlab.runs.secrets import SecretStore
 from mentatlab.storage import StorageManager
 from mentatlab.streams import StreamingConnectionManager
@@ -58,6 +60,7 @@ class Services:
     flows: FlowStore
     keys: KeyStore
     secrets: SecretStore
+    schedules: ScheduleStore
     storage: StorageManager
     hub: StreamingConnectionManager
     connections: Connections
@@ -112,6 +115,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         tus_router(services.storage.uploads, uploader),
         keys_router(services.keys),
         secrets_router(services.secrets),
+        schedules_router(services.schedules, services.flows),
         stream_router(services.hub, admission),
         portable_router(services.connections),
         system_router(services.agents, services.connections, services.storage, admission.book),

@@ -114,4 +114,26 @@ SCHEMA = (
         PRIMARY KEY (workspace, name)
     );
     """,
+    # Schedules and their ticks.
+    """
+    CREATE TABLE schedules (
+        id TEXT PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        paused INTEGER NOT NULL,
+        next_at REAL NOT NULL,
+        body BLOB NOT NULL
+    );
+    CREATE INDEX schedules_by_time ON schedules (next_at) WHERE paused = 0;
+    CREATE TABLE ticks (
+        id TEXT PRIMARY KEY,
+        schedule_id TEXT NOT NULL,
+        at REAL NOT NULL,
+        state TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        error TEXT NOT NULL,
+        lease_until REAL NOT NULL
+    );
+    CREATE INDEX ticks_by_schedule ON ticks (schedule_id, at);
+    CREATE INDEX ticks_due ON ticks (at) WHERE state = 'due';
+    """,
 )

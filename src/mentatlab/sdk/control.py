@@ -1,5 +1,6 @@
-"""The secrets of a workspace. A part of `AsyncClient`."""
+"""A workspace's secrets and schedules. A part of `AsyncClient`."""
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +25,43 @@ class Controls:
 
     async def remove_secret(self, name: str) -> None:
         await self._call("DELETE", f"/api/v1/secrets/{_part(name)}")
+
+    # ------------------------------------------------------------------ schedules
+
+    async def schedules(self) -> list[Answer]:
+        return (await self._call("GET", "/api/v1/schedules"))["schedules"]
+
+    async def schedule(self, schedule_id: str) -> Answer:
+        """With its last ticks."""
+        return await self._call("GET", f"/api/v1/schedules/{_part(schedule_id)}")
+
+    async def add_schedule(
+        self,
+        flow_id: str,
+        cron: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        timezone: str = "UTC",
+        overlap: str = "skip",
+        paused: bool = False,
+    ) -> Answer:
+        """`overlap`: what a tick does while an earlier run goes on: `skip`, `queue` or `allow`."""
+        body = {
+            "flow_id": flow_id,
+            "cron": cron,
+            "inputs": dict(inputs or {}),
+            "timezone": timezone,
+            "overlap": overlap,
+            "paused": paused,
+        }
+        return await self._call("POST", "/api/v1/schedules", json=body)
+
+    async def pause_schedule(self, schedule_id: str, *, paused: bool = True) -> Answer:
+        path = f"/api/v1/schedules/{_part(schedule_id)}"
+        return await self._call("PATCH", path, json={"paused": paused})
+
+    async def remove_schedule(self, schedule_id: str) -> None:
+        await self._call("DELETE", f"/api/v1/schedules/{_part(schedule_id)}")
 
 
 def _part(text: str) -> str:

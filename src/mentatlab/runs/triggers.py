@@ -1,0 +1,33 @@
+"""What starts runs of stored flows by itself, and the engine."""
+
+from mentatlab.runs.engine import Engine
+from mentatlab.runs.flow_store import FlowStore
+from mentatlab.runs.schedules import Schedule
+from mentatlab.runs.state import RUN_TERMINAL, RunPhase
+from mentatlab.runs.store import RunFilter, RunStore
+
+_ACTIVE = tuple(str(phase) for phase in RunPhase if phase not in RUN_TERMINAL)
+_MOST = 200
+
+
+class Triggers:
+    """Runs are of the flow as it is stored at the time."""
+
+    def __init__(self, engine: Engine, store: RunStore, flows: FlowStore) -> None:
+        self._engine, self._store, self._flows = engine, store, flows
+
+    async def submit(self, schedule: Schedule, key: str) -> str:
+        stored = await self._flows.get(schedule.flow_id, workspace=schedule.workspace)
+        run = await self._engine.submit(
+            stored.document,
+            schedule.inputs,
+            workspace=schedule.workspace,
+            idempotency_key=key,
+            trigger=f"schedule:{schedule.id}",
+        )
+        return run.id
+
+    async def active(self, schedule: Schedule) -> set[str]:
+        wanted = RunFilter(states=_ACTIVE, trigger=f"schedule:{schedule.id}")
+        found = await self._store.list(schedule.workspace, filter=wanted, limit=_MOST)
+        return {row.id for row in found}
