@@ -198,9 +198,13 @@ class PostgresDatabase:
             connect_timeout=5,
             application_name=f"mentatlab {self._name}",
         )
-        connection.execute(_SESSION.encode())
-        path = sql.SQL("SET search_path TO {}").format(sql.Identifier(self._namespace))
-        connection.execute(path)
+        try:
+            connection.execute(_SESSION.encode())
+            path = sql.SQL("SET search_path TO {}").format(sql.Identifier(self._namespace))
+            connection.execute(path)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _enter(self) -> "psycopg.Connection[Any]":
@@ -267,8 +271,7 @@ class PostgresDatabase:
 
     def _run(self) -> None:
         try:
-            connection = self._enter()
-            self._migrate(connection)
+            connection = self._opened_connection()
         except BaseException as error:  # noqa: BLE001 (handed to whoever opens)
             self._opened.set_exception(_translate(error))
             return
@@ -277,6 +280,15 @@ class PostgresDatabase:
         while jobs := self._next_group():
             writer.commit(jobs)
         writer.close()
+
+    def _opened_connection(self) -> "psycopg.Connection[Any]":
+        connection = self._enter()
+        try:
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _committed(self) -> None:
         self.commits += 1
