@@ -40,6 +40,7 @@ from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.secrets import Seal, SecretStore
 from mentatlab.runs.sql_store import SqlRunStore
 from mentatlab.runs.triggers import Triggers
+from mentatlab.runs.webhooks import WebhookStore
 from mentatlab.sqlite import Database as SqliteDatabase
 from mentatlab.storage import NO_QUOTA, Choice, Quota, open_storage, read_choice
 from mentatlab.storage.port import BlobStore
@@ -359,7 +360,8 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         if catalog is not None:
             stack.push_async_callback(catalog.aclose)
         keys = KeyStore(database)
-        secrets = SecretStore(database, Seal(settings.token_secret or key))
+        seal = Seal(settings.token_secret or key)
+        secrets = SecretStore(database, seal)
         await _check_keys(settings, keys)
         storage, segments = await stack.enter_async_context(
             open_storage(
@@ -404,8 +406,8 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         if settings.recover:
             await engine.start()
         flows, schedules = FlowStore(database), ScheduleStore(database)
+        triggers = Triggers(engine, SqlRunStore(database), flows)
         if settings.recover:
-            triggers = Triggers(engine, SqlRunStore(database), flows)
             scheduler = Scheduler(schedules, triggers.submit, triggers.active)
             await stack.enter_async_context(_beside(scheduler.run_forever()))
         services = Services(
@@ -416,6 +418,9 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             keys=keys,
             secrets=secrets,
             schedules=schedules,
+            webhooks=WebhookStore(database, seal),
+            triggers=triggers,
+            url=settings.url,
             storage=storage,
             hub=hub,
             connections=connections,

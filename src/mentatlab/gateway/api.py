@@ -34,6 +34,7 @@ from mentatlab.gateway.system_routes import system_router
 from mentatlab.gateway.tus_routes import TusMiddleware, tus_router
 from mentatlab.gateway.uploader import uploader
 from mentatlab.gateway.uploads_routes import uploads_router
+from mentatlab.gateway.webhook_routes import webhooks_router
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
@@ -41,6 +42,8 @@ from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schedules import ScheduleStore
 from mentatlab.runs.secrets import SecretStore
+from mentatlab.runs.triggers import Triggers
+from mentatlab.runs.webhooks import WebhookStore
 from mentatlab.storage import StorageManager
 from mentatlab.streams import StreamingConnectionManager
 
@@ -61,6 +64,9 @@ class Services:
     keys: KeyStore
     secrets: SecretStore
     schedules: ScheduleStore
+    webhooks: WebhookStore
+    triggers: Triggers
+    url: str
     storage: StorageManager
     hub: StreamingConnectionManager
     connections: Connections
@@ -116,6 +122,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         keys_router(services.keys),
         secrets_router(services.secrets),
         schedules_router(services.schedules, services.flows),
+        webhooks_router(services.webhooks, services.triggers, services.flows, url=services.url),
         stream_router(services.hub, admission),
         portable_router(services.connections),
         system_router(services.agents, services.connections, services.storage, admission.book),

@@ -136,4 +136,20 @@ SCHEMA = (
     CREATE INDEX ticks_by_schedule ON ticks (schedule_id, at);
     CREATE INDEX ticks_due ON ticks (at) WHERE state = 'due';
     """,
+    # Webhooks, and the calls that were accepted of late.
+    """
+    CREATE TABLE webhooks (
+        id TEXT PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        sealed BLOB NOT NULL,
+        body BLOB NOT NULL
+    );
+    CREATE TABLE webhook_calls (
+        webhook_id TEXT NOT NULL,
+        signature TEXT NOT NULL,
+        at REAL NOT NULL,
+        PRIMARY KEY (webhook_id, signature)
+    );
+    CREATE INDEX webhook_calls_by_time ON webhook_calls (at);
+    """,
 )

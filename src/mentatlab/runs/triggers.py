@@ -1,10 +1,13 @@
 """What starts runs of stored flows by itself, and the engine."""
 
+from typing import Any
+
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.schedules import Schedule
 from mentatlab.runs.state import RUN_TERMINAL, RunPhase
 from mentatlab.runs.store import RunFilter, RunStore
+from mentatlab.runs.webhooks import Webhook
 
 _ACTIVE = tuple(str(phase) for phase in RunPhase if phase not in RUN_TERMINAL)
 _MOST = 200
@@ -24,6 +27,18 @@ class Triggers:
             workspace=schedule.workspace,
             idempotency_key=key,
             trigger=f"schedule:{schedule.id}",
+        )
+        return run.id
+
+    async def call(self, hook: Webhook, inputs: dict[str, Any], key: str | None) -> str:
+        """The run that a call of a webhook makes."""
+        stored = await self._flows.get(hook.flow_id, workspace=hook.workspace)
+        run = await self._engine.submit(
+            stored.document,
+            inputs,
+            workspace=hook.workspace,
+            idempotency_key=key,
+            trigger=f"webhook:{hook.id}",
         )
         return run.id
 

@@ -1,4 +1,4 @@
-"""A workspace's secrets and schedules. A part of `AsyncClient`."""
+"""A workspace's secrets, schedules and webhooks. A part of `AsyncClient`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -62,6 +62,23 @@ class Controls:
 
     async def remove_schedule(self, schedule_id: str) -> None:
         await self._call("DELETE", f"/api/v1/schedules/{_part(schedule_id)}")
+
+    # ------------------------------------------------------------------ webhooks
+
+    async def webhooks(self) -> list[Answer]:
+        """Addresses that start runs when they are called."""
+        return (await self._call("GET", "/api/v1/webhooks"))["webhooks"]
+
+    async def add_webhook(
+        self, flow_id: str, *, input: str = "", secret: str | None = None
+    ) -> Answer:
+        """The answer's `secret` is shown this once. `input`: the one that gets the call's body;
+        without it the body holds all inputs."""
+        body = {"flow_id": flow_id, "input": input, "secret": secret}
+        return await self._call("POST", "/api/v1/webhooks", json=body)
+
+    async def remove_webhook(self, webhook_id: str) -> None:
+        await self._call("DELETE", f"/api/v1/webhooks/{_part(webhook_id)}")
 
 
 def _part(text: str) -> str:
