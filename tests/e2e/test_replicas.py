@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from tests.support.api import Api, api_of
-from tests.support.postgres import postgres
+from tests.support.postgres import postgres, postgres_server
 from tests.support.redis import RedisProcess
 from tests.support.seaweed import SeaweedProcess
 from tests.support.server import Up, mentatlab, up
@@ -54,15 +54,19 @@ class Site(NamedTuple):
     server: Callable[[str], contextlib.AbstractContextManager[Up]]
 
 
-@pytest.fixture
-def site(tmp_path: Path, redis: RedisProcess, seaweed: SeaweedProcess) -> Iterator[Site]:
+def add_waiter(folder: Path) -> None:
     write_agent(
-        tmp_path / "agents",
+        folder / "agents",
         "test.waiter",
         WAITER,
         inputs=[{"name": "folder", "type": "string"}],
         outputs=[{"name": "said", "type": "string"}],
     )
+
+
+@pytest.fixture
+def site(tmp_path: Path, redis: RedisProcess, seaweed: SeaweedProcess) -> Iterator[Site]:
+    add_waiter(tmp_path)
     name = f"site-{secrets.token_hex(6)}"
     with postgres().database() as url:
         shared = {
@@ -166,3 +170,18 @@ def test_a_server_that_keeps_things_to_itself_is_refused_beside_another(tmp_path
         assert "DATABASE_IN_USE" in refused.stderr
         with up(tmp_path / "second", env=env):
             pass  # the first has gone
+
+
+def test_runs_go_on_when_postgres_is_back(tmp_path: Path) -> None:
+    add_waiter(tmp_path)
+    with postgres_server() as database:
+        env = {"MENTATLAB_DATABASE": database.url(), "MENTATLAB_AGENTS": str(tmp_path / "agents")}
+        with up(tmp_path / "home", env=env) as server, api_of(server) as api:
+            work = tmp_path / "work"
+            run_id = begin(api, work)
+            database.stop()
+            (work / "go").touch()
+            until(lambda: f"{run_id} cannot go on" in server.log())
+            database.start()
+            until(lambda: begun(work) == 2)
+            assert api.ended(run_id)["state"] == "succeeded"

@@ -13,7 +13,7 @@ from functools import reduce
 import msgspec
 
 from mentatlab.flows.plan import Plan
-from mentatlab.protocol.errors import Fenced, MentatError
+from mentatlab.protocol.errors import Code, Fenced, MentatError
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
 from mentatlab.runs import signals as sg
@@ -28,6 +28,7 @@ from mentatlab.runs.values import Values
 
 logger = logging.getLogger(__name__)
 
+_AWAY_S = 1.0
 _GIVE_UP_DELAYS_S = (0.1, 0.5, 2.0, 10.0)
 
 
@@ -152,11 +153,11 @@ class Stage:
         self.live[run_id] = conductor
         task = asyncio.create_task(self._conduct(conductor, work), name=f"run {run_id}")
         self.tasks[run_id] = task
-        task.add_done_callback(lambda _: self._forget(run_id))
+        task.add_done_callback(lambda done: self._forget(run_id, done))
 
-    def _forget(self, run_id: str) -> None:
-        self.tasks.pop(run_id, None)
-        self.live.pop(run_id, None)
+    def _forget(self, run_id: str, task: "asyncio.Task[None]") -> None:
+        if self.tasks.get(run_id) is task:  # not when the run goes on in another
+            del self.tasks[run_id], self.live[run_id]
 
     def _in_turn(self, conductor: Conductor) -> Callable[[], Awaitable[None]]:
         """The run takes signals at once: it can be cancelled while it waits for its slot."""
@@ -192,7 +193,8 @@ class Stage:
             await self._give_up(conductor, fault_of(first_of(group)))
         except* Exception as group:  # noqa: BLE001 (a bug in one run must not end the others)
             await self._give_up(conductor, internal_fault(first_of(group)))
-        await self._clear(conductor.row.id)
+        if self.live.get(conductor.row.id) is conductor:
+            await self._clear(conductor.row.id)
 
     async def _clear(self, run_id: str) -> None:
         folder = self._services.scratch / run_id
@@ -203,6 +205,9 @@ class Stage:
         if self.closing:
             return
         logger.exception("run %s cannot go on: %s", conductor.row.id, fault.message)
+        if fault.code == Code.DATABASE_UNAVAILABLE:
+            await self._go_on_later(conductor.row)
+            return
         for delay in itertools.chain(_GIVE_UP_DELAYS_S, itertools.repeat(_GIVE_UP_DELAYS_S[-1])):
             try:
                 await conductor.fail(fault)
@@ -212,6 +217,21 @@ class Stage:
                     return  # it has another owner
             except MentatError:
                 await asyncio.sleep(delay)
+
+    async def _go_on_later(self, row: RunRow) -> None:
+        """Nothing is wrong with the run: when the database is back, it goes on as its log tells."""
+        await self._clear(row.id)
+        while not self.closing:
+            try:
+                found = await self._services.store.get(row.id)
+            except MentatError as error:
+                if error.code != Code.DATABASE_UNAVAILABLE:
+                    return
+                await asyncio.sleep(_AWAY_S)
+            else:
+                if found.epoch == row.epoch:  # else another engine goes on with it
+                    await self.adopt(found)
+                return
 
 
 def initial_state(plan: Plan) -> RunState:
