@@ -8,6 +8,7 @@ import pytest
 from tests.support.coroutine_house import Agents, ended, flow, node, pin, standing, states
 from tests.support.coroutine_runner import Call
 
+from mentatlab.runs.limits import Limits
 from mentatlab.testing.house import House
 
 
@@ -138,6 +139,17 @@ async def test_a_collected_stream_passes_through_and_is_mapped_as_a_list(agents:
         "each.text": ["0", "1", "2", "3"],
         "after.text": "a=['0', '1', '2', '3']",
     }
+
+
+async def test_a_source_that_gives_too_many_items_fails_its_node(agents: Agents) -> None:
+    document = flow(
+        [node("make", "count"), node("each", "shout", forEach="text")], "make.lines > each.text"
+    )
+    async with agents.open(limits=Limits(max_items=3)) as house:
+        run = await ended(house, document)
+    (failed,) = [n for n in run.nodes if n.id == "each"]
+    assert failed.error is not None
+    assert (run.state, failed.error.code) == ("failed", "TOO_MANY_ITEMS")
 
 
 async def test_a_node_and_items_are_skipped_by_their_condition(agents: Agents) -> None:

@@ -13,6 +13,7 @@ from mentatlab.runs import events as ev
 from mentatlab.runs.elements import Element, StreamBrokenError, chunk_draft
 from mentatlab.runs.faults import fault_of
 from mentatlab.runs.lanes import stream_id
+from mentatlab.runs.limits import check_items
 from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.signals import ItemsOffered, LaneActive, MapFailed, Signal
 
@@ -215,6 +216,8 @@ class MapWork:
             self._tell(ItemsOffered(**self._now(), closed=True))
 
     def _offer(self, element: Element) -> None:
+        check_items(self._services.limits, self._node.id, element.seq)
+        check_items(self._services.limits, self._node.id, element.seq)
         if self._output is not None:
             self._output.expect(element.seq)
         self._tell(ItemsOffered(**self._now(), items=(element.seq,)))
