@@ -20,9 +20,9 @@ class Triggers:
         self._engine, self._store, self._flows = engine, store, flows
 
     async def submit(self, schedule: Schedule, key: str) -> str:
-        stored = await self._flows.get(schedule.flow_id, workspace=schedule.workspace)
+        document = await self._document(schedule.flow_id, schedule.workspace)
         run = await self._engine.submit(
-            stored.document,
+            document,
             schedule.inputs,
             workspace=schedule.workspace,
             idempotency_key=key,
@@ -32,15 +32,19 @@ class Triggers:
 
     async def call(self, hook: Webhook, inputs: dict[str, Any], key: str | None) -> str:
         """The run that a call of a webhook makes."""
-        stored = await self._flows.get(hook.flow_id, workspace=hook.workspace)
+        document = await self._document(hook.flow_id, hook.workspace)
         run = await self._engine.submit(
-            stored.document,
+            document,
             inputs,
             workspace=hook.workspace,
             idempotency_key=key,
             trigger=f"webhook:{hook.id}",
         )
         return run.id
+
+    async def _document(self, flow_id: str, workspace: str) -> dict[str, Any]:
+        stored = await self._flows.get(flow_id, workspace=workspace)
+        return await self._flows.whole(stored.document, workspace=workspace)
 
     async def active(self, schedule: Schedule) -> set[str]:
         wanted = RunFilter(states=_ACTIVE, trigger=f"schedule:{schedule.id}")
