@@ -1,7 +1,7 @@
 # Every target sets itself up from a fresh clone: Python >= 3.11, git and make are enough.
 SHELL := /bin/sh
 PY := .venv/bin/python
-.PHONY: help demo test test-slow check format coverage bench bench-streams bench-chaos bench-storage s3 lock schemas clean
+.PHONY: help demo test test-slow check format coverage bench bench-streams bench-chaos bench-storage bench-engine s3 lock schemas clean
 
 help:
 	@echo "make demo      real photo, speech and video through the example agents -> out/demo/"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench-streams   streams beside FastAPI, aiohttp, Node, NATS, Redis and C++ (ARGS=--quick)"
 	@echo "make bench-chaos     a million records under kill -9, and how available the server was"
 	@echo "make bench-storage   gigabytes in and out beside dd, boto3, aiobotocore, tuspyserver and SeaweedFS (ARGS=--quick)"
+	@echo "make bench-engine    runs and steps beside Prefect, Dagster, Temporal, Ray Serve and Pipecat (ARGS=--quick)"
 	@echo "make s3        an S3 server for development; prints what to export"
 	@echo "make lock      renew the lock files     make schemas   write schemas/openapi.json"
 
@@ -59,6 +60,10 @@ bench-chaos:
 bench-storage:
 	@scripts/setup.sh dev
 	@$(PY) -m benchmarks.storage_peers $(ARGS)
+
+bench-engine:
+	@scripts/setup.sh dev
+	@$(PY) -m benchmarks.engine_peers $(ARGS)
 
 s3:
 	@scripts/setup.sh dev

@@ -90,8 +90,9 @@ def test_a_long_request_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
 
     def send(server: Up) -> None:
         with pytest.raises(httpx2.HTTPError):
-            patch(server, path, until_killed(), 0)
+            answers.append(str(patch(server, path, until_killed(), 0).headers))
 
+    answers: list[str] = []
     with up(home) as server:
         path = begin(server, mib << 20)
         upload_id = path.rpartition("/")[2]
@@ -103,6 +104,7 @@ def test_a_long_request_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
         server.stop(signal.SIGKILL)
         released.set()
         sending.join()
+    assert answers == []
     with up(home) as server:
         offset = offset_of(server, path)
         assert 64 << 20 <= offset <= 80 << 20

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator, Awaitable
 
 import pytest
@@ -100,3 +101,36 @@ async def test_each_piece_is_asked_for() -> None:
     arrived = Arriving(source([b"12", b"3"]), offset=5, end=None, limit=None, before_piece=later)
     assert await read(arrived) == b"123"
     assert asked == [7, 8]
+
+
+async def test_a_slice_ends_while_the_source_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "SLICE_S", 0.01)
+    going_on = asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"12"
+        await going_on.wait()
+        yield b"3"
+
+    arrived = of(stalling())
+    assert [piece async for piece in arrived.slice()] == [b"12"]
+    assert [piece async for piece in arrived.slice()] == []
+    going_on.set()
+    assert await read(arrived) == b"3"
+
+
+async def test_who_leaves_early_leaves_nothing_behind() -> None:
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            yield b"12"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    arrived = of(endless())
+    assert await anext(arrived.slice()) == b"12"
+    assert not await arrived._comes(0)  # pyright: ignore[reportPrivateUsage]
+    await arrived.aclose()
+    await ended.wait()

@@ -30,6 +30,7 @@ class Arriving:
         self.offset, self._end, self._limit = offset, end, limit
         self._before_piece = before_piece
         self._kept: list[bytes] = []
+        self._coming: asyncio.Task[bytes] | None = None
         self._error: BaseException | None = None
         self.ended = False
 
@@ -49,15 +50,33 @@ class Arriving:
         return b"".join(self._kept)[:wanted]
 
     async def slice(self) -> AsyncIterator[bytes]:
-        """About 64 MiB, or what comes in a second; `ended` says whether it was the last one."""
+        """About 64 MiB, or what comes in a second, which may be nothing; `ended` says whether it
+        was the last one."""
         loop = asyncio.get_running_loop()
         taken, until = 0, loop.time() + SLICE_S
         while taken < SLICE and (taken == 0 or loop.time() < until):
+            if not await self._comes(until - loop.time()):
+                return
             piece = await self._next()
             if piece is None:
                 return
             taken += len(piece)
             yield piece
+
+    async def aclose(self) -> None:
+        """Nothing more is taken from the source."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.wait([self._coming])
+
+    async def _comes(self, timeout_s: float) -> bool:
+        """Whether there is a piece, or the end, before the time is over."""
+        if self._kept or self._error is not None:
+            return True
+        if self._coming is None:
+            self._coming = asyncio.create_task(_first(self._source))
+        done, _ = await asyncio.wait([self._coming], timeout=max(0.0, timeout_s))
+        return bool(done)
 
     async def _next(self) -> bytes | None:
         try:
@@ -76,13 +95,20 @@ class Arriving:
     async def _fresh(self) -> bytes:
         if self._error is not None:
             raise self._error
-        return await anext(self._source)
+        if self._coming is None:
+            return await anext(self._source)
+        coming, self._coming = self._coming, None
+        return coming.result()
 
     def _refuse_beyond(self, after: int) -> None:
         if self._end is not None and after > self._end:
             raise beyond(self._end)
         if self._limit is not None and after > self._limit:
             raise too_large(self._limit)
+
+
+async def _first(source: AsyncIterator[bytes]) -> bytes:
+    return await anext(source)
 
 
 def beyond(size: int) -> TooLarge:

@@ -39,14 +39,15 @@ class Receiving:
         `Invalid(EMPTY_MEDIA)`, `TooLarge`, `OutOfSpace`, `Fenced`.
         """
         arriving = self._arriving(lease, source, 0 if upload is None else upload.offset)
-        with lease.interruptible():
-            await self._look(lease, arriving)
-        upload = upload or await self._staging.open(lease)
-        try:
-            await self._write(lease, upload, arriving)
-        except BaseException:
-            await asyncio.shield(upload.aclose())
-            raise
+        async with contextlib.aclosing(arriving):
+            with lease.interruptible():
+                await self._look(lease, arriving)
+            upload = upload or await self._staging.open(lease)
+            try:
+                await self._write(lease, upload, arriving)
+            except BaseException:
+                await asyncio.shield(upload.aclose())
+                raise
         return upload
 
     def _arriving(self, lease: Lease, source: AsyncIterator[bytes], offset: int) -> Arriving:
