@@ -1,5 +1,6 @@
 """Pausing, gates and reruns over HTTP, with real agent processes."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,35 @@ async def test_inputs_have_a_limit(http: httpx2.AsyncClient, tmp_path: Path):
     body = {"flow": chain(tmp_path, "test.count"), "inputs": {"words": "a" * (4 << 20)}}
     answer = await http.post("/api/v1/runs", json=body)
     assert (answer.status_code, answer.json()["code"]) == (413, "INPUTS_TOO_LARGE")
+
+
+async def test_a_gate_is_decided_once_and_its_choice_is_taken_over(
+    app: App, http: httpx2.AsyncClient, tmp_path: Path
+):
+    log = tmp_path / "log"
+    flow = chain(log, "test.count", "core.gate", "test.count")
+    flow["graph"]["nodes"][3] = {"id": "n2", "type": "core.gate", "params": {"message": "fine?"}}
+    for edge in flow["graph"]["edges"]:
+        edge["to"] = edge["to"].replace("n2.text", "n2.value")
+        edge["from"] = edge["from"].replace("n2.text", "n2.approved")
+    made = await http.post("/api/v1/runs", json={"flow": flow, "inputs": {"words": "a"}})
+    assert made.status_code == 201, made.text
+    path = f"/api/v1/runs/{made.json()['run_id']}"
+    early = await http.post(f"{path}/gates/n3", json={"approve": True})
+    assert early.json()["code"] == "GATE_NOT_OPEN"
+    async with asyncio.timeout(30):
+        while "waiting_approval" not in (await http.get(path)).text:
+            await asyncio.sleep(0.02)
+    assert (await http.post(f"{path}/pause")).json()["state"] == "paused"
+    assert (await http.post(f"{path}/resume")).json()["state"] == "running"
+    decided = await http.post(f"{path}/gates/n2", json={"approve": True, "comment": "go"})
+    assert decided.status_code == 200, decided.text
+    again = await http.post(f"{path}/gates/n2", json={"approve": True})
+    assert again.json()["code"] in ("GATE_NOT_OPEN", "RUN_TERMINAL")
+    assert (await ended(app, http, made.json()["run_id"]))["outputs"] == {"out.text": "a++"}
+    over = await http.post(f"{path}/pause")
+    assert over.json()["code"] == "RUN_TERMINAL"
+    rerun = await http.post(f"{path}/rerun", json={"from_node": "n3"})
+    done = await ended(app, http, rerun.json()["run_id"])
+    assert (done["state"], done["outputs"]) == ("succeeded", {"out.text": "a++"})
+    assert log.read_text().split() == ["n1", "n3", "n3"]
