@@ -1,4 +1,4 @@
-"""Batch mode gives what streaming gives; a `forEach` has a limit. Real agent processes."""
+"""Batch mode, limits of a `forEach`, and reruns that read streams. Real agent processes."""
 
 from pathlib import Path
 from typing import Any
@@ -83,3 +83,16 @@ async def test_more_items_than_one_node_may_have(tmp_path: Path, agents: Path):
     assert ended.state == "failed"
     assert ended.error
     assert ended.error.code == "TOO_MANY_ITEMS"
+
+
+@pytest.mark.parametrize("node", ["double", "join"])
+async def test_a_rerun_reads_the_streams_of_its_origin(tmp_path: Path, agents: Path, node: str):
+    async with open_house(tmp_path / "home", [agents]) as house:
+        first = await house.engine.submit(FLOW, {})
+        await house.engine.wait(first.id)
+        again = await house.engine.rerun(first.id, workspace="default", from_node=node)
+        ended = await house.engine.wait(again.id)
+    assert (ended.state, ended.outputs) == ("succeeded", {"join.text": "00 11 22 33 44"})
+    states = {found.id: found.state for found in ended.nodes}
+    assert states["count"] == "cached"
+    assert states[node] == "succeeded"
