@@ -89,10 +89,13 @@ async def test_more_items_than_one_node_may_have(tmp_path: Path, agents: Path):
 async def test_a_rerun_reads_the_streams_of_its_origin(tmp_path: Path, agents: Path, node: str):
     async with open_house(tmp_path / "home", [agents]) as house:
         first = await house.engine.submit(FLOW, {})
-        await house.engine.wait(first.id)
+        earlier = await house.engine.wait(first.id)
         again = await house.engine.rerun(first.id, workspace="default", from_node=node)
         ended = await house.engine.wait(again.id)
     assert (ended.state, ended.outputs) == ("succeeded", {"join.text": "00 11 22 33 44"})
     states = {found.id: found.state for found in ended.nodes}
     assert states["count"] == "cached"
     assert states[node] == "succeeded"
+    before = {s.node_id: s.stream_id for s in earlier.streams}
+    reused = next(s for s in ended.streams if s.node_id == "count")
+    assert (reused.stream_id, reused.state) == (before["count"], "ended")

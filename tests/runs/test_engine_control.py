@@ -141,6 +141,30 @@ async def test_a_collected_stream_passes_through_and_is_mapped_as_a_list(agents:
     }
 
 
+@pytest.mark.parametrize("widget", [True, False])
+async def test_a_stream_behind_a_branch_is_shown_whole_and_only_there(
+    agents: Agents, widget: bool
+) -> None:
+    shown = [node("yes", "ui.console"), node("no", "ui.console")] if widget else []
+    edges = ["choose.then > yes.seen", "choose.else > no.seen"] if widget else []
+    document = flow(
+        [
+            node("make", "count"),
+            node("all", "core.collect"),
+            node("choose", "core.if", **condition("value.size() == 4")),
+            *shown,
+        ],
+        "make.lines > all.in",
+        "all.out > choose.value",
+        *edges,
+    )
+    async with agents.open() as house:
+        run = await ended(house, document)
+        found = await house.engine.outputs(run.id, workspace="default")
+    assert run.state == "succeeded", run
+    assert found == {"yes.seen" if widget else "choose.then": ["0", "1", "2", "3"]}
+
+
 async def test_a_source_that_gives_too_many_items_fails_its_node(agents: Agents) -> None:
     document = flow(
         [node("make", "count"), node("each", "shout", forEach="text")], "make.lines > each.text"

@@ -1,6 +1,7 @@
 """The engine: takes runs, has them conducted, tells how they are. The room's parts meet here."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mentatlab.protocol.errors import Code, Conflict, NotFound, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, Gone, NotFound, Unavailable
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Runner
@@ -29,6 +30,7 @@ from mentatlab.runs.services import Services
 from mentatlab.runs.stage import Stage
 from mentatlab.runs.state import RUN_TERMINAL
 from mentatlab.runs.store import Request, RunFilter, RunRow, RunStore, unknown_run
+from mentatlab.runs.values import run_lanes
 from mentatlab.runs.views import RunView, summary, view
 from mentatlab.storage.port import Storage
 from mentatlab.storage.s3_inputs import S3Inputs
@@ -275,15 +277,25 @@ class Engine:
         return await self._view(await self._find(run_id, workspace))
 
     async def _view(self, conductor: Conductor) -> RunView:
-        lanes = await self._services.hub.lanes(conductor.row.id)
         return view(
             conductor.row,
             conductor.plan,
             conductor.state,
             conductor.values,
-            lanes={lane.stream_id: lane.state for lane in lanes},
+            lanes=await self._lane_states(conductor),
             percent=conductor.percent,
         )
+
+    async def _lane_states(self, conductor: Conductor) -> dict[str, str]:
+        """Of the run's streams, by id; those of reused nodes are another run's."""
+        hub, run_id = self._services.hub, conductor.row.id
+        found = {lane.stream_id: str(lane.state) for lane in await hub.lanes(run_id)}
+        for node, pin in run_lanes(conductor.plan):
+            name = conductor.values.lane_of(node.id, pin, run_id)
+            if name not in found and name != stream_id(run_id, node.id, pin):
+                with contextlib.suppress(NotFound, Gone):
+                    found[name] = (await hub.lane(name)).state
+        return found
 
     async def list(
         self,
@@ -343,8 +355,7 @@ class Engine:
         conductor = await self._find(run_id, workspace)
         found = conductor.values.outputs()
         for name, pin in conductor.plan.outputs:
-            edges = conductor.plan.node(name).inputs
-            collected = any(e.target_pin == pin and e.adapter == "collect" for e in edges)
+            collected = conductor.values.is_collected(name, pin)
             value = found.get(f"{name}.{pin}")
             if collected and is_object(value) and "stream_id" in value:
                 records = await standing_records(self._services, value["stream_id"])

@@ -49,19 +49,21 @@ class Values:
 
     def of(self, edge: PlanEdge) -> Any:
         """What the edge carries; None also of a branch that was not taken."""
-        source = self._nodes[edge.source]
-        if source.kind != "control":
-            return self._values.get((edge.source, edge.source_pin))
-        if not self._is_taken(edge):
-            return None
-        fed = _passed_on(source)
-        return self.of(fed) if fed is not None else self.own(source, PASSED_ON)
+        return self._at(self._nodes[edge.source], edge.source_pin)
 
-    def _is_taken(self, edge: PlanEdge) -> bool:
-        if edge.source not in self._taken:
+    def _at(self, node: PlanNode, pin: str) -> Any:
+        if node.kind != "control":
+            return self._values.get((node.id, pin))
+        if not self._is_taken(node.id, pin):
+            return None
+        fed = _passed_on(node)
+        return self.of(fed) if fed is not None else self.own(node, PASSED_ON)
+
+    def _is_taken(self, node: str, pin: str) -> bool:
+        if node not in self._taken:
             return False
-        taken = self._taken[edge.source]
-        return taken is None or edge.source_pin in taken
+        taken = self._taken[node]
+        return taken is None or pin in taken
 
     def own(self, node: PlanNode, pin: str) -> Any:
         """Of a pin without an edge: the run's input, or the constant."""
@@ -79,20 +81,34 @@ class Values:
         """The stream behind the edge: this run's, that of the run which a cached node's outputs
         are from, or one that the run was given; None when it carries no stream."""
         made = self.maker(edge)
-        match self._values.get((made.source, made.source_pin)):
+        told = self._told_lane(made.source, made.source_pin)
+        if told is None and made.source_pin in lane_pins(self._nodes[made.source]):
+            return stream_id(run_id, made.source, made.source_pin)
+        return told
+
+    def lane_of(self, node: str, pin: str, run_id: str) -> str:
+        """The stream of a pin that has one, as `lane`."""
+        return self._told_lane(node, pin) or stream_id(run_id, node, pin)
+
+    def _told_lane(self, node: str, pin: str) -> str | None:
+        match self._values.get((node, pin)):
             case {"type": "stream", "stream_id": str(name)}:
                 return name
-            case _ if made.source_pin in lane_pins(self._nodes[made.source]):
-                return stream_id(run_id, made.source, made.source_pin)
             case _:
                 return None
+
+    def is_collected(self, node: str, pin: str) -> bool:
+        """Whether a run's output is to be the array of the stream that it has."""
+        found = self._nodes[node]
+        edge = _passed_on(found) if found.kind == "control" else _edge_into(found, pin)
+        return edge is not None and self.maker(edge).adapter == "collect"
 
     def outputs(self) -> dict[str, Any]:
         """The run's outputs so far, by `node.pin`."""
         found: dict[str, Any] = {}
         for name, pin in self._plan.outputs:
             shown = _edge_into(self._nodes[name], pin)
-            value = self._values.get((name, pin)) if shown is None else self.of(shown)
+            value = self._at(self._nodes[name], pin) if shown is None else self.of(shown)
             if value is not None:
                 found[f"{name}.{pin}"] = value
         return found

@@ -8,7 +8,6 @@ import msgspec
 from mentatlab.flows.plan import Plan, PlanNode
 from mentatlab.runs.decide import upstream_fault
 from mentatlab.runs.events import Fault
-from mentatlab.runs.lanes import stream_id
 from mentatlab.runs.state import NodePhase, NodeState, RunState
 from mentatlab.runs.store import RunRow
 from mentatlab.runs.values import Values, run_lanes
@@ -139,13 +138,15 @@ def view(
         from_node=row.from_node,
         trigger=row.trigger,
         nodes=tuple(_node(n, state.nodes[n.id], percent.get(n.id)) for n in plan.nodes),
-        streams=tuple(_stream(row.id, node, pin, lanes) for node, pin in run_lanes(plan)),
+        streams=tuple(_stream(row.id, node, pin, values, lanes) for node, pin in run_lanes(plan)),
         outputs=values.outputs(),
     )
 
 
-def _stream(run_id: str, node: PlanNode, pin: str, lanes: Mapping[str, str]) -> StreamView:
-    name = stream_id(run_id, node.id, pin)
+def _stream(
+    run_id: str, node: PlanNode, pin: str, values: Values, lanes: Mapping[str, str]
+) -> StreamView:
+    name = values.lane_of(node.id, pin, run_id)
     return StreamView(
         stream_id=name, node_id=node.id, pin_name=pin, state=lanes.get(name, "expired")
     )
