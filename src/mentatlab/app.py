@@ -444,6 +444,32 @@ async def _open_databases(settings: Settings) -> tuple[Database, Database | None
     if settings.replicas and not settings.token_secret:
         hint = "set it, to the same text on all servers of this database"
         raise _bad_setting("MENTATLAB_TOKEN_SECRET", "", hint)
+    alone = not settings.replicas
+    database = await _open_postgres(shared, "runs", SCHEMA, alone=alone)
+    try:
+        return database, await _open_postgres(shared, "catalog", CATALOG_SCHEMA, alone=alone)
+    except BaseException:
+        await database.aclose()
+        raise
+
+
+@contextlib.asynccontextmanager
+async def open_catalog(settings: Settings) -> AsyncGenerator[Database | None]:
+    """The catalogue for one that works on it while no server does; None = in the home.
+
+    `Conflict(DATABASE_IN_USE)` while a server uses it, of this home or of another.
+    """
+    if settings.database is None:
+        yield None
+        return
+    database = await _open_postgres(settings.database, "catalog", CATALOG_SCHEMA, alone=True)
+    async with contextlib.aclosing(database):
+        yield database
+
+
+async def _open_postgres(
+    shared: SharedDatabase, name: str, schema: Sequence[str], *, alone: bool
+) -> Database:
     try:
         postgres = importlib.import_module("mentatlab.postgres")
     except ModuleNotFoundError as error:
@@ -452,19 +478,10 @@ async def _open_databases(settings: Settings) -> tuple[Database, Database | None
             "MENTATLAB_DATABASE names a Postgres, and the package to speak with it is missing",
             hint="pip install 'mentatlab[server,postgres]'",
         ) from error
-
-    async def opened(name: str, schema: Sequence[str]) -> Database:
-        database: Database = await postgres.PostgresDatabase(
-            shared.url, name, schema, namespace=shared.namespace, alone=not settings.replicas
-        ).open()
-        return database
-
-    database = await opened("runs", SCHEMA)
-    try:
-        return database, await opened("catalog", CATALOG_SCHEMA)
-    except BaseException:
-        await database.aclose()
-        raise
+    database: Database = await postgres.PostgresDatabase(
+        shared.url, name, schema, namespace=shared.namespace, alone=alone
+    ).open()
+    return database
 
 
 async def _open_streams(

@@ -7,6 +7,7 @@ import pytest
 from tests.cli.test_commands import Command, data
 from tests.cli.test_commands import home as home
 from tests.cli.test_commands import mentatlab as mentatlab
+from tests.support.postgres import postgres
 
 from mentatlab.home import locked
 
@@ -74,6 +75,20 @@ def test_migrate(mentatlab: Command, home: Path, ref: str, tmp_path: Path):
     assert mentatlab("storage", "get", ref).stdout == "hello" * 1000
     wrong = mentatlab("storage", "migrate", "--to", "s3", target, code=2).stderr
     assert "FOLDER goes with --to local" in wrong
+
+
+def test_the_catalogue_in_a_database(
+    mentatlab: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (file := tmp_path / "a.bin").write_bytes(b"hello" * 1000)
+    to = ("--from", "local", "--to", "local", tmp_path / "target")
+    with postgres().database() as url:
+        monkeypatch.setenv("MENTATLAB_DATABASE", url)
+        mentatlab("storage", "put", file)
+        assert mentatlab("storage", "rebuild").stdout == "entered 0 blobs; 1 were known\n"
+        moved = mentatlab("storage", "migrate", *to)
+        assert moved.stdout == "1 blobs, 5000 bytes; 1 copied now\n"
+    assert not (home / "catalog.db").exists()
 
 
 @pytest.mark.parametrize("command", [["rebuild"], ["migrate", "--to", "s3"]])

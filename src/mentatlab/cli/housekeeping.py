@@ -5,7 +5,7 @@ import contextlib
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
@@ -16,6 +16,9 @@ from mentatlab.cli.output import asynchronous, emit, json_option, note, table
 from mentatlab.cli.progress import bar
 from mentatlab.protocol.errors import Code, Conflict
 from mentatlab.sdk.client import AsyncClient
+
+if TYPE_CHECKING:
+    from mentatlab.app import Settings
 
 _POLL_S = 0.2
 Kind = Literal["local", "s3"]
@@ -96,7 +99,9 @@ async def _scrubbed(client: AsyncClient) -> dict[str, Any]:
 @json_option
 @asynchronous
 async def rebuild(*, home: Path | None) -> None:
-    """Make a lost catalog.db anew from the stored bytes. The server must be stopped.
+    """Make a lost catalogue anew from the stored bytes. The server must be stopped.
+
+    It is catalog.db, or in the database of MENTATLAB_DATABASE, which no server may use then.
 
     Who needed what is lost: every blob becomes an upload of its own, and what had a term is kept
     for a day at least. May be repeated.
@@ -107,12 +112,16 @@ async def rebuild(*, home: Path | None) -> None:
 
     place = place_of(Target(home=home))
     with _stopped(place), bar("entering", counted=True) as show:
-        settings, key = app.read_settings(home=place), home_folder.home_key(place)
+        settings = app.read_settings(home=place)
+        key = _storage_key(settings, place)
 
         def tell(so_far: Rebuilt) -> None:
             show(so_far.seen, so_far.seen)
 
-        async with open_storage(settings.storage, place, home_key=key) as opened:
+        async with (
+            app.open_catalog(settings) as catalog,
+            open_storage(settings.storage, place, home_key=key, database=catalog) as opened,
+        ):
             made = await opened.manager.life.rebuild(tell)
     if made.foreign:
         note(f"{made.foreign} objects are not MentatLab's and stay as they are")
@@ -146,19 +155,23 @@ async def migrate(
     S3_SECRET_KEY, S3_BUCKET and S3_REGION say where. May be interrupted and run again; the source
     stays as it is. Exit code 1 when something is corrupt and could not be moved.
     """
-    from mentatlab.storage.moving import Move, move  # heavy, as above
+    from mentatlab import app  # heavy, as above
+    from mentatlab.storage.moving import Move, move
 
     if folder is not None and kind == "s3":
         raise click.UsageError("FOLDER goes with --to local")
     place = place_of(Target(home=home))
     how = Move(home=place, source=source or _other(kind), target=kind, folder=folder)
     with _stopped(place), bar("moving") as show:
-        moved = await move(
-            how,
-            home_key=home_folder.home_key(place),
-            environ=os.environ,
-            tell=lambda so_far: show(so_far.bytes, so_far.total_bytes),
-        )
+        settings = app.read_settings(home=place)
+        async with app.open_catalog(settings) as catalog:
+            moved = await move(
+                how,
+                home_key=_storage_key(settings, place),
+                environ=os.environ,
+                tell=lambda so_far: show(so_far.bytes, so_far.total_bytes),
+                database=catalog,
+            )
     for ref in moved.corrupt:
         note(f"corrupt, stays behind: {ref}")
     if moved.open_uploads:
@@ -170,6 +183,11 @@ async def migrate(
     emit(found, lambda: "{done} blobs, {bytes} bytes; {copied} copied now".format(**found))
     if moved.corrupt_count:
         raise click.exceptions.Exit(1)
+
+
+def _storage_key(settings: "Settings", place: Path) -> str:
+    """What names the home's part of a bucket; servers that share all have it in common."""
+    return settings.token_secret if settings.replicas else home_folder.home_key(place)
 
 
 def _other(kind: Kind) -> Kind:

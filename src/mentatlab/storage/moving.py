@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mentatlab.database import Database
 from mentatlab.storage.catalog import Catalog
 from mentatlab.storage.local import LocalStore
 from mentatlab.storage.migrate import Migrated, Migration, Tell
@@ -35,14 +36,22 @@ class _Store(NamedTuple):
     segments: BlobStore | None = None
 
 
-async def move(how: Move, *, home_key: str, environ: Mapping[str, str], tell: Tell) -> Migrated:
-    """In a home that the caller has locked. Errors of `Migration.run`, and of opening."""
+async def move(
+    how: Move,
+    *,
+    home_key: str,
+    environ: Mapping[str, str],
+    tell: Tell,
+    database: Database | None = None,
+) -> Migrated:
+    """In a home that the caller has locked; the catalogue is in `database`, which is closed with
+    it, else in the home. Errors of `Migration.run`, and of opening."""
     own = how.home / "blobs"
     async with contextlib.AsyncExitStack() as stack:
         source = await stack.enter_async_context(_open(how.source, own, home_key, environ))
         folder = how.folder or own
         target = await stack.enter_async_context(_open(how.target, folder, home_key, environ))
-        catalog = await Catalog.open(how.home / "catalog.db")
+        catalog = await Catalog.open(database or how.home / "catalog.db")
         stack.push_async_callback(catalog.aclose)
         migration = Migration(
             source.store,
