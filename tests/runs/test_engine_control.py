@@ -1,6 +1,7 @@
 """Conditions, branches, gates and schemas in whole runs, and what passes through them."""
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,19 @@ async def test_a_paused_run_starts_nothing_until_it_goes_on(agents: Agents) -> N
         await house.engine.resume(run.id, workspace="default")
         done = await house.engine.wait(run.id)
     assert (done.state, done.outputs) == ("succeeded", {"then.text": "HELD"})
+
+
+async def test_chunks_do_not_tell_secrets(agents: Agents) -> None:
+    async def leak(call: Call) -> dict[str, Any]:
+        call.send("lines", "it is hunter-22", "fine")
+        return {}
+
+    async def secrets_for(workspace: str, names: Collection[str]) -> dict[str, str]:
+        return dict.fromkeys(names, "hunter-22")
+
+    agents.add("leak", leak, [], [pin("lines", "stream of string")])
+    document = flow([node("x", "leak")], runConfig={"secrets": ["TOKEN"]})
+    async with agents.open(secrets_for=secrets_for) as house:
+        run = await ended(house, document)
+        (lane,) = (s.stream_id for s in run.streams)
+        assert await standing(house, lane) == [("it is ***", None), ("fine", None)]

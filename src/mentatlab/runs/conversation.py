@@ -17,6 +17,7 @@ from mentatlab.runs.assignment import Assignment, SavedState
 from mentatlab.runs.checkpoints import Checkpoints, Save
 from mentatlab.runs.elements import StreamBrokenError, chunk_draft
 from mentatlab.runs.inputs import Inputs
+from mentatlab.runs.secrets import Mask
 from mentatlab.runs.signals import LaneActive, Signal
 from mentatlab.streams.port import Appended
 
@@ -45,6 +46,7 @@ class Conversation:
         self._checkpoints = Checkpoints(save)
         self._windows: dict[str, int] = {}
         self._sent: dict[str, int] = {}
+        self._mask = Mask(work.secrets.values())
         self._heads: dict[str, int] = dict(work.saved.heads) if work.saved else {}
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -165,13 +167,13 @@ class Conversation:
         elif chunk.ref is not None:
             given = chunk.ref
         else:
-            given = None if chunk.data is msgspec.UNSET else chunk.data
+            given = None if chunk.data is msgspec.UNSET else self._mask.value(chunk.data)
         edge = self._work.chunk_edge(pin)
         return chunk_draft(
             pin,
             await self._services.edges.process_edge_data(edge, given),
             attempt=self._work.number,
-            metadata=chunk.metadata,
+            metadata=self._mask.value(chunk.metadata),
             pts=chunk.pts,
             duration=chunk.duration,
         )
