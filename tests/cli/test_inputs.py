@@ -67,3 +67,9 @@ def test_what_is_no_pair(pair: str):
     with pytest.raises(Invalid) as caught:
         split_pairs([pair])
     assert caught.value.code is Code.INVALID_REQUEST
+
+
+def test_a_pair_for_something_else_is_called_by_its_name():
+    with pytest.raises(Invalid, match="'x' is not a parameter") as caught:
+        split_pairs(["x"], what="a parameter", hint="write --param node.name=value")
+    assert caught.value.hint == "write --param node.name=value"

@@ -217,3 +217,23 @@ def test_a_list_is_mapped_checked_and_done_again_from_a_node_on(api: Api):
     assert_failed(again(0.3), "valid", "SCHEMA_MISMATCH")
     rerun = f"runs/{view['run_id']}/rerun"
     refused(api.post(rerun, {"from_node": "nope"}), 404, "UNKNOWN_NODE")
+
+
+def test_an_unknown_sub_flow_hides_no_other_problem(api: Api):
+    known = flow({"say": "ui.prompt", "echo": "test.echo"}, "say.text > echo.text", id="t.known")
+    assert api.http.put("/api/v1/flows/t.known", json=known).is_success
+    broken = flow(
+        {
+            "a": {"type": "core.flow", "params": {"flow": "t.known"}},
+            "b": {"type": "core.flow", "params": {"flow": "t.unknown"}},
+            "c": {"type": "core.if", "params": {"condition": "size(", "value": 1}},
+            "d": "no.such",
+        }
+    )
+    checked = api.post("flows/validate", broken).raise_for_status().json()
+    assert not checked["valid"]
+    assert {(p["code"], p["path"]) for p in checked["problems"]} == {
+        ("UNKNOWN_FLOW", "/graph/nodes/1/params/flow"),
+        ("EXPRESSION_INVALID", "/graph/nodes/2/params/condition"),
+        ("UNKNOWN_AGENT", "/graph/nodes/3/type"),
+    }

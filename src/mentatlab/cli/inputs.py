@@ -17,7 +17,12 @@ class Upload(NamedTuple):
     path: Path
 
 
-def split_pairs(pairs: Sequence[str]) -> dict[str, str]:
+def split_pairs(
+    pairs: Sequence[str],
+    *,
+    what: str = "an input",
+    hint: str = "write --input name=value, --input name=@file",
+) -> dict[str, str]:
     """`name=value` each; the first `=` divides. `Invalid(INVALID_REQUEST)` for anything else."""
     values: dict[str, str] = {}
     for pair in pairs:
@@ -25,8 +30,8 @@ def split_pairs(pairs: Sequence[str]) -> dict[str, str]:
         if not (name and equals):
             raise Invalid(
                 Code.INVALID_REQUEST,
-                f"{pair!r} is not an input",
-                hint="write --input name=value, --input name=@file",
+                f"{pair!r} is not {what}",
+                hint=hint,
             )
         values[name] = value
     return values

@@ -187,13 +187,14 @@ async def rerun(
 def _params(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """`node.name=value` each. `Invalid(INVALID_REQUEST)` for what is none."""
     found: dict[str, dict[str, Any]] = {}
-    for place, text in split_pairs(pairs).items():
+    hint = "write --param node.name=value"
+    for place, text in split_pairs(pairs, what="a parameter", hint=hint).items():
         node, _, name = place.rpartition(".")
         if not node:
             raise Invalid(
                 Code.INVALID_REQUEST,
                 f"{place!r} does not name a node's parameter",
-                hint="write --param node.name=value",
+                hint=hint,
             )
         found.setdefault(node, {})[name] = read_value(place, text, None)
     return found

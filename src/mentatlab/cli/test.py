@@ -60,7 +60,7 @@ async def test(
 
     Exit code 0 when every test passed, 1 when one did not, 2 when a suite cannot run at all.
     """
-    stand_ins = split_pairs(pairs)
+    stand_ins = split_pairs(pairs, what="a stand-in", hint="write --with NAME=VALUE")
     plans = {file: _cases(file, steps, stand_ins, only) for file in files}
     results: list[SuiteResult] = []
     async with _server(replace(target, agent_dirs=agents)) as client:

@@ -61,12 +61,17 @@ def inline(document: Mapping[str, Any], find: Find) -> dict[str, Any]:
     `ValidationFailed(FLOW_INVALID)` with every name that is unknown, leads back to itself, or
     stands too deep.
     """
-    inlining = _Inlining(find)
-    whole = inlining.inlined(document, "", ())
-    if inlining.problems:
+    whole, problems = inline_found(document, find)
+    if problems:
         text = "the flow's sub-flows cannot be put in"
-        raise ValidationFailed(Code.FLOW_INVALID, text, inlining.problems)
+        raise ValidationFailed(Code.FLOW_INVALID, text, problems)
     return whole
+
+
+def inline_found(document: Mapping[str, Any], find: Find) -> tuple[dict[str, Any], list[Problem]]:
+    """As `inline`, but what cannot be put in stays a name, and is told beside the document."""
+    inlining = _Inlining(find)
+    return inlining.inlined(document, "", ()), inlining.problems
 
 
 class _Inlining:

@@ -75,12 +75,10 @@ def flows_router(flows: FlowStore, agents: AgentRegistry) -> APIRouter:
 
     @router.post("/validate", summary="Every problem of a flow", openapi_extra=FLOW_BODY)
     async def validate(document: Document, who: Reader) -> CheckAnswer:
-        try:
-            whole = await flows.whole(document, workspace=who.workspace)
-        except ValidationFailed as error:
-            found = error.problems
-        else:
-            found = _problems(whole, agents.manifest)
+        whole, found = await flows.whole_as_found(document, workspace=who.workspace)
+        told = {Code.UNKNOWN_FLOW} if found else set[Code]()  # by `found`, each with its reason
+        more = _problems(whole, agents.manifest)
+        found += [p for p in more if p.code not in told and p not in found]
         return CheckAnswer(
             valid=all(problem.severity != "error" for problem in found),
             problems=[ProblemItem(**msgspec.to_builtins(problem)) for problem in found],

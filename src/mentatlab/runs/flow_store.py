@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from mentatlab.database import Connection, Database
-from mentatlab.flows.subflows import inline, names
-from mentatlab.protocol.errors import Code, NotFound
+from mentatlab.flows.subflows import inline, inline_found, names
+from mentatlab.protocol.errors import Code, NotFound, Problem
 from mentatlab.runs.digests import digest_of
 
 
@@ -25,6 +25,7 @@ class StoredFlow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Flows = list[StoredFlow]
+Documents = dict[str, dict[str, Any]]
 
 
 class FlowStore:
@@ -70,14 +71,24 @@ class FlowStore:
 
         `ValidationFailed(FLOW_INVALID)` with every one that cannot be put in.
         """
-        found: dict[str, dict[str, Any]] = {}
+        return inline(document, (await self._named(document, workspace)).get)
+
+    async def whole_as_found(
+        self, document: Mapping[str, Any], *, workspace: str
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        """As `whole`, but with what cannot be put in as problems beside the rest."""
+        return inline_found(document, (await self._named(document, workspace)).get)
+
+    async def _named(self, document: Mapping[str, Any], workspace: str) -> Documents:
+        """The stored flows that it names, directly or in others, by id."""
+        found: Documents = {}
         waiting = set(names(document))
         while waiting:
             name = waiting.pop()
             with contextlib.suppress(NotFound):
                 found[name] = (await self.get(name, workspace=workspace)).document
                 waiting |= names(found[name]) - found.keys()
-        return inline(document, found.get)
+        return found
 
     async def list(self, *, workspace: str) -> Flows:
         """Current versions, by id."""
