@@ -28,7 +28,7 @@ from mentatlab.runs.journal import Journal
 from mentatlab.runs.map_nodes import MapNodes
 from mentatlab.runs.preparing import Preparation
 from mentatlab.runs.run_lanes import RunLanes
-from mentatlab.runs.secrets import Mask
+from mentatlab.runs.secrets import Mask, masked, masked_note
 from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.state import RunState, apply
 from mentatlab.runs.store import Checkpoint, RunRow
@@ -375,7 +375,7 @@ class Conductor:
         unit = self.state.unit(command.node, command.item)
         if attempt.saved is not None and unit is not None and unit.attempt == command.attempt:
             self._saved[command.node, command.item] = attempt.saved  # before the retry is decided
-        self.tell(_masked(ended, self._mask))
+        self.tell(masked(ended, self._mask))
         await attempt.clear()
 
     async def _save(self, command: cmd.StartNode, saved: SavedState) -> None:
@@ -390,7 +390,7 @@ class Conductor:
         await self._services.store.save_checkpoint(self._info.id, self.row.epoch, checkpoint)
 
     async def _note(self, node_id: str, drafts: list[Draft]) -> None:
-        drafts = [_masked_note(draft, self._mask) for draft in drafts]
+        drafts = [masked_note(draft, self._mask) for draft in drafts]
         for draft in drafts:
             said = draft.values["data"]
             if said["kind"] == "progress" and "percent" in said and draft.item is None:
@@ -447,16 +447,3 @@ class Conductor:
                 self.tell(sg.MapFailed(at=at, node=node_id, attempt=state.attempt, error=fault))
             else:
                 self.tell(sg.AttemptEnded(at=at, node=node_id, attempt=state.attempt, error=fault))
-
-
-def _masked(ended: sg.AttemptEnded, mask: Mask) -> sg.AttemptEnded:
-    """No secret that an agent was given gets into the run's record."""
-    error = ended.error and msgspec.structs.replace(
-        ended.error, message=mask.text(ended.error.message), hint=mask.text(ended.error.hint)
-    )
-    outputs, metrics = mask.value(dict(ended.outputs)), mask.value(dict(ended.metrics))
-    return replace(ended, outputs=outputs, metrics=metrics, error=error)
-
-
-def _masked_note(draft: Draft, mask: Mask) -> Draft:
-    return msgspec.structs.replace(draft, payload=mask.value(draft.values))

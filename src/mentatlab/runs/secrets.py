@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,8 +15,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from mentatlab.database import Connection, Database
 from mentatlab.protocol.agent import is_reserved
 from mentatlab.protocol.errors import Code, Invalid, NotFound, Unavailable
+from mentatlab.protocol.records import Draft
 from mentatlab.protocol.values import is_object
 from mentatlab.runs.edges import is_array
+from mentatlab.runs.signals import AttemptEnded
 
 LEAST_CHARACTERS = 4
 """Shorter ones could not be masked without masking everything."""
@@ -151,6 +154,19 @@ class Mask:
         if is_object(value):
             return {self.text(k): self.value(v) for k, v in value.items()}
         return [self.value(v) for v in value] if is_array(value) else value
+
+
+def masked(ended: AttemptEnded, mask: Mask) -> AttemptEnded:
+    """No secret that an agent was given gets into the run's record."""
+    error = ended.error and msgspec.structs.replace(
+        ended.error, message=mask.text(ended.error.message), hint=mask.text(ended.error.hint)
+    )
+    outputs, metrics = mask.value(dict(ended.outputs)), mask.value(dict(ended.metrics))
+    return replace(ended, outputs=outputs, metrics=metrics, error=error)
+
+
+def masked_note(draft: Draft, mask: Mask) -> Draft:
+    return msgspec.structs.replace(draft, payload=mask.value(draft.values))
 
 
 def _place(workspace: str, name: str) -> str:

@@ -5,7 +5,6 @@ others in turn. Also those that it takes over from an engine that lives no more.
 import asyncio
 import itertools
 import logging
-import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import reduce
@@ -107,7 +106,6 @@ class Stage:
         if task := self.tasks.get(run_id):
             task.cancel()
             await asyncio.wait([task])
-            await self._clear(run_id)
 
     async def restore(self, row: RunRow) -> Conductor:
         """A run as its log tells it."""
@@ -193,12 +191,6 @@ class Stage:
             await self._give_up(conductor, fault_of(first_of(group)))
         except* Exception as group:  # noqa: BLE001 (a bug in one run must not end the others)
             await self._give_up(conductor, internal_fault(first_of(group)))
-        if self.live.get(conductor.row.id) is conductor:
-            await self._clear(conductor.row.id)
-
-    async def _clear(self, run_id: str) -> None:
-        folder = self._services.scratch / run_id
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _give_up(self, conductor: Conductor, fault: ev.Fault) -> None:
         """The run cannot go on. Recording that may have to wait until the disk has room again."""
@@ -220,7 +212,6 @@ class Stage:
 
     async def _go_on_later(self, row: RunRow) -> None:
         """Nothing is wrong with the run: when the database is back, it goes on as its log tells."""
-        await self._clear(row.id)
         while not self.closing:
             try:
                 found = await self._services.store.get(row.id)
