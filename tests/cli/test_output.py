@@ -104,6 +104,8 @@ def test_every_leaf_has_json_or_prints_bytes():
         ({"type": "run_started"}, "run started"),
         ({"type": "node_succeeded", "node_id": "n", "item": 3}, "n[3] done"),
         ({"type": "run_created"}, ""),
+        ({"type": "gate_closed", "node_id": "g", "payload": {"approved": True}}, "g approved"),
+        ({"type": "gate_closed", "node_id": "g", "payload": {"approved": False}}, "g rejected"),
         ({"type": "run_finished", "payload": {"state": "partial"}}, "run partial"),
         (
             {

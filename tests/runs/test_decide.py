@@ -360,6 +360,8 @@ def test_what_ran_starts_again_at_once_and_does_not_count_as_a_failure() -> None
     assert decision.commands == (cmd.ScheduleRetry("a", None, 1, 50.0),)
     unit = decision.state.nodes["a"]
     assert (unit.failures, unit.losses) == (0, 1)
+    (lost,) = (event for event in decision.events if isinstance(event, ev.RetryScheduled))
+    assert lost.error.message == "the server stopped while this ran"  # it is not given up yet
 
 
 def test_a_node_that_is_lost_ten_times_is_given_up() -> None:

@@ -20,7 +20,6 @@ _WORDS = {
     "node_skipped": ("skipped", "yellow"),
     "node_cached": ("taken over from an earlier run", "green"),
     "gate_opened": ("waits for an approval", "yellow"),
-    "gate_closed": ("decided", "blue"),
     "run_paused": ("is paused", "yellow"),
     "run_resumed": ("goes on", "blue"),
     "run_ending": ("is ending", "yellow"),
@@ -36,6 +35,9 @@ def describe_event(event: dict[str, Any]) -> str:
         state = payload["state"]
         colour = {"succeeded": "green", "partial": "yellow"}.get(state, "red")
         return f"{subject} {click.style(state, fg=colour)}{_error(payload.get('error'))}"
+    if event["type"] == "gate_closed":
+        word = "approved" if payload["approved"] else "rejected"
+        return f"{subject} {click.style(word, fg='blue')}"
     if event["type"] not in _WORDS:
         return ""
     word, colour = _WORDS[event["type"]]

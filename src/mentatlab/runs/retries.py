@@ -14,7 +14,7 @@ LOST_ATTEMPTS = 10
 
 ENGINE_LOST = Fault(
     Code.ENGINE_LOST,
-    "the server stopped while this ran, more often than a retry allows",
+    "the server stopped while this ran",
     "look into the server's log: this node may be what makes it stop",
     "infra",
 )
