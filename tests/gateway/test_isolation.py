@@ -17,6 +17,7 @@ TUS = {"Tus-Resumable": "1.0.0"}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("PUT", "/api/v1/storage/uploads/{upload_id}/content"): {"content": b"x"},
     ("POST", "/api/v1/storage/uploads/{upload_id}/parts"): {"json": {"numbers": [1]}},
+    ("POST", "/api/v1/runs/{run_id}/gates/{node_id}"): {"json": {"approve": True}},
     ("HEAD", "/api/v1/storage/tus/{upload_id}"): {"headers": TUS},
     ("DELETE", "/api/v1/storage/tus/{upload_id}"): {"headers": TUS},
     ("PATCH", "/api/v1/storage/tus/{upload_id}"): {

@@ -125,6 +125,7 @@ async def test_a_put_and_its_row(tmp_path: Path):
     assert {"pwritev", "link", "unlink", "sql execute"} < set(taken)
 
 
+@pytest.mark.slow
 async def test_an_upload_and_its_row_go_on(tmp_path: Path):
     for ended in killed_at_every_step(scenarios.resumable, tmp_path):
         if not ended.said:
@@ -144,6 +145,7 @@ async def test_an_upload_and_its_row_go_on(tmp_path: Path):
             assert await visible(manager) == [blob.id]
 
 
+@pytest.mark.slow
 async def test_an_upload_and_its_row_expire(tmp_path: Path):
     for ended in killed_at_every_step(scenarios.resumable, tmp_path):
         async with later(ended, seconds=DAYS) as manager:

@@ -118,17 +118,27 @@ async def test_a_fan_out_that_is_joined_record_by_record(agents: Agents, lanes: 
 
 
 async def test_a_fast_producer_is_held_back_by_a_slow_consumer(agents: Agents, lanes: str) -> None:
-    go = asyncio.Event()
+    """From where it has begun to read: before, there is nobody to wait for."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def fast(call: Call) -> dict[str, Any]:
+        call.send("x", 0)
+        await begun.wait()
+        for n in range(1, COUNT):
+            call.send("x", n)
+        return {}
 
     async def slow(call: Call) -> dict[str, Any]:
         call.take_slowly()
         taken = [await anext(elements := call.elements("x"))]
+        begun.set()
         await go.wait()
         taken += [element async for element in elements]
         return {"text": str(taken == list(range(COUNT)))}
 
+    agents.add("fast", fast, [], [pin("x", "stream of number")])
     agents.add("slow", slow, [pin("x", "stream of number")], [pin("text")])
-    document = flow([node("a", "make"), node("d", "slow")], "a.x > d.x")
+    document = flow([node("a", "fast"), node("d", "slow")], "a.x > d.x")
     async with opened(agents, lanes) as house:
         run = await house.engine.submit(document, {})
         (x,) = [s.stream_id for s in run.streams if s.pin_name == "x"]

@@ -337,6 +337,7 @@ async def test_signing_has_its_conditions(small: S3Store) -> None:
         await small.open_upload("k", size=PART * 10_001)
 
 
+@pytest.mark.slow  # ten thousand parts
 async def test_a_source_without_end_is_refused(bucket: Bucket, prefix: str) -> None:
     store = S3Store(bucket, prefix=prefix, part_size=1)
 

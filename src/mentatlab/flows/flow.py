@@ -59,7 +59,7 @@ class Node(Model):
     needs: Annotated[Any, AfterValidator(_needs)] = "all"
     retry: Retry = Retry()
     timeouts: NodeTimeouts = NodeTimeouts()
-    cache: Any = None
+    cache: Literal["content", "none"] | bool | None = None
     profile: str | None = None
     keep: bool = False
 

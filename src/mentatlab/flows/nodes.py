@@ -152,9 +152,6 @@ def _check_fields(a: Analysis, resolved: ResolvedNode) -> None:
         a.warn(Code.UNUSED_FIELD, path, text, "say `onItemError: collect` or `skip`")
 
 
-_CACHES = ("content", "none", True, False, None)
-
-
 def is_cached(resolved: ResolvedNode) -> bool:
     """Whether results may be those of an earlier run: what the node says, else the manifest."""
     manifest, said = resolved.manifest, resolved.node.cache
@@ -170,16 +167,7 @@ def streams_of(resolved: ResolvedNode) -> list[str]:
 
 def _check_cache(a: Analysis, resolved: ResolvedNode) -> None:
     said, path = resolved.node.cache, into(resolved.path, "cache")
-    if not isinstance(said, str | bool | None) or said not in (
-        "content",
-        "none",
-        True,
-        False,
-        None,
-    ):
-        text = f"{resolved.id}: `cache` is {str(said)[:60]!r}"
-        a.report(Code.BAD_PARAM, path, text, "write content, or none")
-    elif resolved.kind == "agent" and said in ("content", True) and streams_of(resolved):
+    if resolved.kind == "agent" and said in ("content", True) and streams_of(resolved):
         names = ", ".join(streams_of(resolved))
         text = f"{resolved.id} is not cached: {names} are streams"
         a.warn(Code.UNUSED_FIELD, path, text, "take `cache` away")

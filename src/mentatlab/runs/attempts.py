@@ -111,10 +111,11 @@ class NodeAttempt:
         return self._ended(outputs=taken, metrics=outputs.metrics(outcome), timing=timing)
 
     async def _tell_resources(self, program: AgentProgram) -> None:
-        """One line in the node's log, unless there are but defaults to tell."""
-        said = self._resources.explained
-        if program.origins or self._work.ooms or self._resources.scratch > Resources().scratch:
-            line = agent.Log(level="info", message=f"resources: {'; '.join(said)}")
+        """One line in the node's log where they are others than the agent's own."""
+        own = msgspec.structs.replace(program.resources, explained=self._resources.explained)
+        if self._resources != own:
+            said = "; ".join(self._resources.explained)
+            line = agent.Log(level="info", message=f"resources: {said}")
             await self._conversation.heard([line])
 
     def _ended(
