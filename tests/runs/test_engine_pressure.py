@@ -20,11 +20,8 @@ ON_THE_WAY = 100
 
 
 async def make(call: Call) -> dict[str, Any]:
-    """Of y one for every eight of x."""
     for n in range(COUNT):
         call.send("x", n)
-        if n % 8 == 0:
-            call.send("y", n)
     return {}
 
 
@@ -33,14 +30,6 @@ async def copy(call: Call) -> dict[str, Any]:
     async for element in call.elements("x"):
         call.send("x", element)
     return {}
-
-
-async def one_after_the_other(call: Call) -> dict[str, Any]:
-    """All of b before the first of a."""
-    call.take_slowly()
-    b = [element async for element in call.elements("b")]
-    a = [element async for element in call.elements("a")]
-    return {"text": f"{a == list(range(COUNT))} {b == list(range(0, COUNT, 8))}"}
 
 
 async def in_turn(call: Call) -> dict[str, Any]:
@@ -53,11 +42,10 @@ async def in_turn(call: Call) -> dict[str, Any]:
 @pytest.fixture
 def agents(tmp_path: Path) -> Agents:
     found = Agents(tmp_path)
-    x, y = pin("x", "stream of number"), pin("y", "stream of number")
+    x = pin("x", "stream of number")
     streams = [pin(name, "stream of number") for name in ("a", "b", "c")]
-    found.add("make", make, [], [x, y])
+    found.add("make", make, [], [x])
     found.add("copy", copy, [x], [x])
-    found.add("after", one_after_the_other, streams[:2], [pin("text")])
     found.add("in-turn", in_turn, streams, [pin("text")])
     return found
 
@@ -87,8 +75,33 @@ async def text(house: House, document: dict[str, Any]) -> tuple[str, dict[str, l
 
 async def test_a_diamond_of_unequal_rates(agents: Agents, lanes: str) -> None:
     """Its end reads the thin side fully before the thick one, whose lanes must grow."""
+    reads_both = asyncio.Event()  # before a lane has its reader, its producer waits for nobody
+
+    async def uneven(call: Call) -> dict[str, Any]:
+        """Of y one for every eight of x."""
+        for n in range(COUNT):
+            call.send("x", n)
+            if n % 8 == 0:
+                call.send("y", n)
+            if n == 0:
+                await reads_both.wait()
+        return {}
+
+    async def one_after_the_other(call: Call) -> dict[str, Any]:
+        """After the first of each: all of b before the second of a."""
+        call.take_slowly()
+        from_a, from_b = call.elements("a"), call.elements("b")
+        a, b = [await anext(from_a)], [await anext(from_b)]
+        reads_both.set()
+        b += [element async for element in from_b]
+        a += [element async for element in from_a]
+        return {"text": f"{a == list(range(COUNT))} {b == list(range(0, COUNT, 8))}"}
+
+    streams = [pin(name, "stream of number") for name in ("x", "y", "a", "b")]
+    agents.add("uneven", uneven, [], streams[:2])
+    agents.add("after", one_after_the_other, streams[2:], [pin("text")])
     document = flow(
-        [node("a", "make"), node("b", "copy"), node("c", "copy"), node("d", "after")],
+        [node("a", "uneven"), node("b", "copy"), node("c", "copy"), node("d", "after")],
         "a.x > b.x",
         "a.y > c.x",
         "b.x > d.a",
