@@ -406,7 +406,7 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         if settings.recover:
             await engine.start()
         flows, schedules = FlowStore(database), ScheduleStore(database)
-        triggers = Triggers(engine, SqlRunStore(database), flows)
+        triggers = Triggers(engine, SqlRunStore(database), flows, agents)
         if settings.recover:
             scheduler = Scheduler(schedules, triggers.submit, triggers.active)
             await stack.enter_async_context(_beside(scheduler.run_forever()))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mentatlab.flows import Flow, Lookup, check_flow
+from mentatlab.flows import Flow, Lookup, check_flow, load_flow
 from mentatlab.protocol.errors import Problem
 
 FlowOf = Callable[..., Flow]
@@ -305,3 +305,13 @@ def test_any_cycle_is_told(flow_of: FlowOf, lookup: Lookup, data: st.DataObject,
     edges += [f"n{ring[0]}.text > n{ring[i]}.b" for i in forward]
     codes = [p.code for p in check_flow(flow_of(nodes, *edges), lookup)]
     assert codes == ["CYCLE"]
+
+
+def test_secrets_are_named_as_environment_variables(flow_of: FlowOf, lookup: Lookup) -> None:
+    names = ["API_KEY", "api-key", "PATH", "", "MENTATLAB_DATABASE"]
+    flow = flow_of({"p": "ui.prompt", "c": "ui.console"}, "p.text > c.any")
+    document = {**flow.document(), "runConfig": {"secrets": names}}
+    found = check_flow(load_flow(document), lookup)
+    assert [_short(p) for p in found] == [
+        f"SECRET_INVALID /runConfig/secrets/{index}" for index in (1, 2, 3, 4)
+    ]

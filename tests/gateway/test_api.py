@@ -232,6 +232,29 @@ async def test_validate_tells_problems(http: httpx2.AsyncClient, flow: str, code
     assert code in {problem["code"] for problem in answer.json()["problems"]}
 
 
+async def test_every_call_tells_all_problems_of_a_flow(http: httpx2.AsyncClient):
+    sub_flows = "    - {id: a, type: core.flow, params: {flow: t.none}}\n"
+    sub_flows += "    - {id: b, type: core.flow, params: {flow: t.echo}}\n"
+    flow = ECHO_FLOW.replace("test.echo}\n", f"nobody, forEech: x}}\n{sub_flows}", 1)
+    flow = f"{flow}runConfig: {{secrets: [api-key]}}\n"
+    answer = await http.post("/api/v1/flows/validate", content=flow)
+    found = {p["code"]: p for p in answer.json()["problems"]}
+    assert {code for code, p in found.items() if p["severity"] == "error"} == {
+        *("UNKNOWN_FLOW", "CYCLE", "UNKNOWN_AGENT", "SECRET_INVALID")
+    }
+    assert found["UNKNOWN_FIELD"]["hint"] == "did you mean forEach?"
+    errors = [(p["code"], p["path"]) for p in found.values() if p["severity"] == "error"]
+    for method, path, sent in (
+        ("POST", "/api/v1/runs", {"json": {"flow": flow}}),
+        ("PUT", "/api/v1/flows/t.echo", {"content": flow}),
+        ("POST", "/api/v1/flows", {"content": flow}),
+        ("POST", "/api/v1/flows/plan", {"content": flow}),
+    ):
+        refused = await http.request(method, path, **sent)
+        assert (refused.status_code, refused.json()["code"]) == (422, "FLOW_INVALID")
+        assert [(p["code"], p["path"]) for p in refused.json()["problems"]] == errors
+
+
 # agents
 
 

@@ -4,18 +4,23 @@
 edges that are broken already are left out of the later steps, so that one fault is told once.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from mentatlab.flows.analysis import Analysis, Lookup, ResolvedNode, into, is_needed
 from mentatlab.flows.conditions import check_conditions
-from mentatlab.flows.flow import Flow
+from mentatlab.flows.document import pointer
+from mentatlab.flows.flow import Flow, load_flow
 from mentatlab.flows.limits import check_limits
 from mentatlab.flows.nodes import resolve_node
-from mentatlab.flows.subflows import flatten
+from mentatlab.flows.subflows import Find, flatten, inline
 from mentatlab.flows.wires import fit_wires, resolve_edge, sort
-from mentatlab.protocol.errors import Code, Problem
+from mentatlab.protocol.agent import is_secret_name
+from mentatlab.protocol.errors import Code, Problem, ValidationFailed
 from mentatlab.protocol.pins import PinType
 from mentatlab.protocol.values import fits
 
-__all__ = ["Lookup", "analyse", "check_flow"]
+__all__ = ["Lookup", "analyse", "check_document", "check_flow"]
 
 
 def check_flow(flow: Flow, lookup: Lookup) -> list[Problem]:
@@ -23,10 +28,23 @@ def check_flow(flow: Flow, lookup: Lookup) -> list[Problem]:
     return analyse(flow, lookup).problems
 
 
+def check_document(document: Mapping[str, Any], find: Find, lookup: Lookup) -> list[Problem]:
+    """As `check_flow`, of any document, with the stored flows that it names: what keeps them from
+    being put in, then what is wrong with its shape, or when that is right, with its meaning."""
+    whole, found = inline(document, find)
+    told = {Code.UNKNOWN_FLOW} if found else set[Code]()  # by `found`, each with its reason
+    try:
+        more = check_flow(load_flow(whole), lookup)
+    except ValidationFailed as error:
+        more = error.problems
+    return found + [p for p in more if p.code not in told and p not in found]
+
+
 def analyse(flow: Flow, lookup: Lookup) -> Analysis:
     a = Analysis(flow)
     flat = flatten(flow, lookup)
     a.problems += flat.problems
+    _check_secrets(a)
     if not check_limits(a, flat):
         return a
     for node in flat.nodes:
@@ -44,6 +62,15 @@ def analyse(flow: Flow, lookup: Lookup) -> Analysis:
 
 
 # what stands on no edge
+
+
+def _check_secrets(a: Analysis) -> None:
+    for index, name in enumerate(a.flow.run_config.secrets):
+        if not is_secret_name(name):
+            path = pointer("runConfig", "secrets", index)
+            text = f"{name[:100]!r} cannot be the name of a secret"
+            hint = "capital letters, digits and `_`, as of an environment variable"
+            a.report(Code.SECRET_INVALID, path, text, hint)
 
 
 def _check_constants(a: Analysis, resolved: ResolvedNode) -> None:

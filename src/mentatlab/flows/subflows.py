@@ -55,27 +55,24 @@ def _subflows(document: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]
             yield index, node["params"]
 
 
-def inline(document: Mapping[str, Any], find: Find) -> dict[str, Any]:
-    """The document with every stored flow that it names in the name's place.
-
-    `ValidationFailed(FLOW_INVALID)` with every name that is unknown, leads back to itself, or
-    stands too deep.
-    """
-    whole, problems = inline_found(document, find)
-    if problems:
-        text = "the flow's sub-flows cannot be put in"
-        raise ValidationFailed(Code.FLOW_INVALID, text, problems)
-    return whole
-
-
-def inline_found(document: Mapping[str, Any], find: Find) -> tuple[dict[str, Any], list[Problem]]:
-    """As `inline`, but what cannot be put in stays a name, and is told beside the document."""
+def inline(document: Mapping[str, Any], find: Find) -> tuple[dict[str, Any], list[Problem]]:
+    """The document with every stored flow that it names in the name's place. A name that is
+    unknown, leads back to itself, or stands too deep stays, and is told beside the document."""
     inlining = _Inlining(find)
-    return inlining.inlined(document, "", ()), inlining.problems
+    return inlining.inlined(document, "", (_id_of(document),)), inlining.problems
+
+
+def _id_of(document: Mapping[str, Any]) -> str:
+    """By which a stored flow would lead back to it; "" when it has none."""
+    meta = document.get("meta")
+    name = meta.get("id") if is_object(meta) else None
+    return name if isinstance(name, str) else ""
 
 
 class _Inlining:
-    """`_room`: nodes that stored flows may still bring, for one that holds another twice, which
+    """`around`: the ids of the flows that a document stands in, the outermost first.
+
+    `_room`: nodes that stored flows may still bring, for one that holds another twice, which
     holds a third twice, and so on, grows without bound."""
 
     def __init__(self, find: Find) -> None:
@@ -93,7 +90,7 @@ class _Inlining:
             if isinstance(inner, str):
                 within = (*around, inner)
                 inner = self._found(inner, place, around)
-            if len(within) > MAX_DEPTH and inner is not None:
+            if len(within) > MAX_DEPTH + 1 and inner is not None:
                 self.problems.append(_too_deep(place))
             elif is_object(inner) and self._room > 0:
                 replaced[index] = {**params, "flow": self.inlined(inner, place, within)}

@@ -7,11 +7,11 @@ import msgspec
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from mentatlab.flows import Flow, Lookup, check_flow, compile_plan, load_flow
+from mentatlab.flows import Plan, compile_plan, load_flow
 from mentatlab.gateway.documents import FLOW_BODY, flow_of, plan_body
 from mentatlab.gateway.identity import Caller, requires
 from mentatlab.gateway.problems import ProblemItem
-from mentatlab.protocol.errors import Code, Conflict, Problem, ValidationFailed
+from mentatlab.protocol.errors import Code, Conflict
 from mentatlab.runs.flow_store import FlowStore, StoredFlow
 from mentatlab.runs.registry import AgentRegistry
 
@@ -71,14 +71,11 @@ def flows_router(flows: FlowStore, agents: AgentRegistry) -> APIRouter:
         "", status_code=201, summary="Store a flow under its own id", openapi_extra=FLOW_BODY
     )
     async def add_flow(document: Document, who: Author) -> FlowAnswer:
-        return await put(load_flow(document), document, who)
+        return await put(await compiled(document, who), document, who)
 
     @router.post("/validate", summary="Every problem of a flow", openapi_extra=FLOW_BODY)
     async def validate(document: Document, who: Reader) -> CheckAnswer:
-        whole, found = await flows.whole_as_found(document, workspace=who.workspace)
-        told = {Code.UNKNOWN_FLOW} if found else set[Code]()  # by `found`, each with its reason
-        more = _problems(whole, agents.manifest)
-        found += [p for p in more if p.code not in told and p not in found]
+        found = await flows.check(document, workspace=who.workspace, lookup=agents.manifest)
         return CheckAnswer(
             valid=all(problem.severity != "error" for problem in found),
             problems=[ProblemItem(**msgspec.to_builtins(problem)) for problem in found],
@@ -86,8 +83,7 @@ def flows_router(flows: FlowStore, agents: AgentRegistry) -> APIRouter:
 
     @router.post("/plan", summary="How a flow would be executed", openapi_extra=FLOW_BODY)
     async def plan(document: Document, who: Reader) -> PlanAnswer:
-        whole = await flows.whole(document, workspace=who.workspace)
-        return PlanAnswer(**plan_body(compile_plan(load_flow(whole), agents.manifest)))
+        return PlanAnswer(**plan_body(await compiled(document, who)))
 
     @router.get("/{flow_id}", summary="One flow; `digest` names an older version")
     async def get_flow(flow_id: str, who: Reader, digest: str | None = None) -> FlowAnswer:
@@ -95,35 +91,30 @@ def flows_router(flows: FlowStore, agents: AgentRegistry) -> APIRouter:
 
     @router.put("/{flow_id}", summary="Make this its current version", openapi_extra=FLOW_BODY)
     async def put_flow(flow_id: str, document: Document, who: Author) -> FlowAnswer:
-        flow = load_flow(document)
-        if flow.meta.id != flow_id:
+        plan = await compiled(document, who)
+        if plan.flow_id != flow_id:
             raise Conflict(
                 Code.CONFLICT,
-                f"the flow calls itself {flow.meta.id!r}, the address {flow_id!r}",
+                f"the flow calls itself {plan.flow_id!r}, the address {flow_id!r}",
                 hint="make meta.id and the address the same",
             )
-        return await put(flow, document, who)
+        return await put(plan, document, who)
 
     @router.delete("/{flow_id}", status_code=204, summary="Remove a flow; its runs stay")
     async def delete_flow(flow_id: str, who: Author) -> None:
         await flows.delete(flow_id, workspace=who.workspace)
 
-    async def put(flow: Flow, document: dict[str, Any], who: Caller) -> FlowAnswer:
-        whole = await flows.whole(document, workspace=who.workspace)
-        compile_plan(load_flow(whole), agents.manifest)  # what is stored can run
-        stored = await flows.put(flow.meta.id, document, workspace=who.workspace, now=time.time())
+    async def compiled(document: dict[str, Any], who: Caller) -> Plan:
+        lookup = agents.manifest
+        whole = await flows.whole(document, workspace=who.workspace, lookup=lookup)
+        return compile_plan(load_flow(whole), lookup)
+
+    async def put(plan: Plan, document: dict[str, Any], who: Caller) -> FlowAnswer:
+        """What is stored can run."""
+        stored = await flows.put(plan.flow_id, document, workspace=who.workspace, now=time.time())
         return _answer(stored)
 
     return router
-
-
-def _problems(document: dict[str, Any], lookup: Lookup) -> list[Problem]:
-    """Of the shape when that is wrong, else of the meaning."""
-    try:
-        flow = load_flow(document)
-    except ValidationFailed as error:
-        return error.problems
-    return check_flow(flow, lookup)
 
 
 def _summary(flow: StoredFlow) -> dict[str, Any]:

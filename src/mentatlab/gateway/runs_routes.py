@@ -122,7 +122,7 @@ def runs_router(
             document = (await flows.get(body.flow_id, workspace=who.workspace)).document
         else:
             document = document_of(body.flow)
-        document = await flows.whole(document, workspace=who.workspace)
+        document = await flows.whole(document, workspace=who.workspace, lookup=agents.manifest)
         if not multimodal:
             _refuse_media(compile_plan(load_flow(document), agents.manifest))
         run = await engine.submit(

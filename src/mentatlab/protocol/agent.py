@@ -1,5 +1,6 @@
 """What a runner needs to know of an agent: the run-time part of its manifest."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,20 @@ _SHARED = frozenset({"MENTATLAB_MODEL_DIR"})
 def is_reserved(variable: str) -> bool:
     """Whether it is one of the server's own settings, which hold its secrets: no agent gets it."""
     return variable.startswith(_OF_THE_SERVER) and variable not in _SHARED
+
+
+_SECRET_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
+_OF_THE_START = frozenset({"PATH", "LANG", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH"})
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a secret may be called so: as an environment variable, and none on which the server
+    or an agent's start depends."""
+    return (
+        _SECRET_NAME.fullmatch(name) is not None
+        and not is_reserved(name)
+        and name not in _OF_THE_START
+    )
 
 
 class Resources(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

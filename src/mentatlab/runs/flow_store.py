@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from mentatlab.database import Connection, Database
-from mentatlab.flows.subflows import inline, inline_found, names
-from mentatlab.protocol.errors import Code, NotFound, Problem
+from mentatlab.flows.check import Lookup, check_document
+from mentatlab.flows.subflows import inline, names
+from mentatlab.protocol.errors import Code, NotFound, Problem, ValidationFailed
 from mentatlab.runs.digests import digest_of
 
 
@@ -66,18 +67,27 @@ class FlowStore:
             raise _unknown(flow_id)
         return _flow(row)
 
-    async def whole(self, document: Mapping[str, Any], *, workspace: str) -> dict[str, Any]:
+    async def whole(
+        self, document: Mapping[str, Any], *, workspace: str, lookup: Lookup
+    ) -> dict[str, Any]:
         """The document with the stored flows that it names in it, so that it stands for itself.
 
-        `ValidationFailed(FLOW_INVALID)` with every one that cannot be put in.
+        `ValidationFailed(FLOW_INVALID)` when one cannot be put in, with whatever else is wrong.
         """
-        return inline(document, (await self._named(document, workspace)).get)
+        find = (await self._named(document, workspace)).get
+        whole, lacking = inline(document, find)
+        if lacking:
+            found = check_document(document, find, lookup)
+            errors = [problem for problem in found if problem.severity == "error"]
+            raise ValidationFailed(Code.FLOW_INVALID, "the flow cannot run", errors)
+        return whole
 
-    async def whole_as_found(
-        self, document: Mapping[str, Any], *, workspace: str
-    ) -> tuple[dict[str, Any], list[Problem]]:
-        """As `whole`, but with what cannot be put in as problems beside the rest."""
-        return inline_found(document, (await self._named(document, workspace)).get)
+    async def check(
+        self, document: Mapping[str, Any], *, workspace: str, lookup: Lookup
+    ) -> list[Problem]:
+        """Every problem of a document, with the stored flows that it names."""
+        find = (await self._named(document, workspace)).get
+        return check_document(document, find, lookup)
 
     async def _named(self, document: Mapping[str, Any], workspace: str) -> Documents:
         """The stored flows that it names, directly or in others, by id."""

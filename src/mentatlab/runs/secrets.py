@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mentatlab.database import Connection, Database
-from mentatlab.protocol.agent import is_reserved
+from mentatlab.protocol.agent import is_secret_name
 from mentatlab.protocol.errors import Code, Invalid, NotFound, Unavailable
 from mentatlab.protocol.records import Draft
 from mentatlab.protocol.values import is_object
@@ -23,9 +23,6 @@ from mentatlab.runs.signals import AttemptEnded
 LEAST_CHARACTERS = 4
 """Shorter ones could not be masked without masking everything."""
 MOST_BYTES = 32 * 1024
-_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
-_NOT_THESE = frozenset({"PATH", "LANG", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH"})
-"""What an agent's start itself depends on."""
 _NONCE_BYTES = 12
 _MASKED = "***"
 
@@ -174,7 +171,7 @@ def _place(workspace: str, name: str) -> str:
 
 
 def _check(name: str, value: str) -> None:
-    if not _NAME.fullmatch(name) or is_reserved(name) or name in _NOT_THESE:
+    if not is_secret_name(name):
         raise Invalid(
             Code.SECRET_INVALID,
             f"{name[:100]!r} cannot be the name of a secret",

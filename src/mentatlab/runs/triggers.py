@@ -4,6 +4,7 @@ from typing import Any
 
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
+from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schedules import Schedule
 from mentatlab.runs.state import RUN_TERMINAL, RunPhase
 from mentatlab.runs.store import RunFilter, RunStore
@@ -16,8 +17,10 @@ _MOST = 200
 class Triggers:
     """Runs are of the flow as it is stored at the time."""
 
-    def __init__(self, engine: Engine, store: RunStore, flows: FlowStore) -> None:
-        self._engine, self._store, self._flows = engine, store, flows
+    def __init__(
+        self, engine: Engine, store: RunStore, flows: FlowStore, agents: AgentRegistry
+    ) -> None:
+        self._engine, self._store, self._flows, self._agents = engine, store, flows, agents
 
     async def submit(self, schedule: Schedule, key: str) -> str:
         document = await self._document(schedule.flow_id, schedule.workspace)
@@ -44,7 +47,9 @@ class Triggers:
 
     async def _document(self, flow_id: str, workspace: str) -> dict[str, Any]:
         stored = await self._flows.get(flow_id, workspace=workspace)
-        return await self._flows.whole(stored.document, workspace=workspace)
+        return await self._flows.whole(
+            stored.document, workspace=workspace, lookup=self._agents.manifest
+        )
 
     async def active(self, schedule: Schedule) -> set[str]:
         wanted = RunFilter(states=_ACTIVE, trigger=f"schedule:{schedule.id}")
