@@ -84,3 +84,46 @@ async def test_bodies_that_are_no_inputs_and_an_ended_webhook(http: httpx2.Async
     assert (await http.delete(f"/api/v1/webhooks/{made['id']}")).status_code == 204
     assert (await call(http, made, b"{}")).json()["code"] == "NOT_FOUND"
     assert (await http.delete(f"/api/v1/webhooks/{made['id']}")).status_code == 404
+
+
+async def test_its_input_is_one_of_the_flow(http: httpx2.AsyncClient):
+    two = ECHO_FLOW.replace("nodes:\n", "nodes:\n    - {id: more, type: ui.prompt}\n")
+    two = two.replace("edges:\n", "edges:\n    - {from: more.text, to: out.more}\n")
+    await http.put("/api/v1/flows/t.echo", json={"flow": two})
+    for name, codes in (
+        ("none", ["RUN_INPUT_UNKNOWN", "RUN_INPUT_MISSING", "RUN_INPUT_MISSING"]),
+        ("words", ["RUN_INPUT_MISSING"]),
+        ("words.text", ["RUN_INPUT_MISSING"]),
+    ):
+        answer = await http.post("/api/v1/webhooks", json={"flow_id": "t.echo", "input": name})
+        assert answer.status_code == 422
+        assert [p["code"] for p in answer.json()["problems"]] == codes
+    assert "the flow needs more too" in answer.json()["problems"][0]["message"]
+    assert answer.json()["hint"].startswith("leave `input` out")
+    whole = await http.post("/api/v1/webhooks", json={"flow_id": "t.echo"})
+    assert whole.status_code == 201
+    unknown = await http.post("/api/v1/webhooks", json={"flow_id": "t.none"})
+    assert unknown.json()["code"] == "NOT_FOUND"
+
+
+async def test_a_call_says_that_the_flow_has_changed(http: httpx2.AsyncClient):
+    made = await hook(http, input="words")
+    wrong = await call(http, made, b"5")
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "RUN_INPUT_TYPE")
+    assert "changed" not in wrong.json()["detail"], "the caller's own fault"
+    renamed = ECHO_FLOW.replace("words", "text")
+    await http.put("/api/v1/flows/t.echo", json={"flow": renamed})
+    answer = await call(http, made, b'"hello"')
+    assert (answer.status_code, answer.json()["code"]) == (422, "RUN_INPUT_UNKNOWN")
+    assert "t.echo has changed since this webhook was made" in answer.json()["detail"]
+    sub = ECHO_FLOW.replace(
+        "edges:", "  - {id: s, type: core.flow, params: {flow: t.b.echo}}\n  edges:"
+    )
+    await http.put(
+        "/api/v1/flows/t.b.echo", json={"flow": ECHO_FLOW.replace("id: t.e", "id: t.b.e")}
+    )
+    assert (await http.put("/api/v1/flows/t.echo", json={"flow": sub})).is_success
+    await http.delete("/api/v1/flows/t.b.echo")
+    lost = await call(http, made, b'"again"')
+    assert (lost.status_code, lost.json()["code"]) == (422, "FLOW_INVALID")
+    assert "changed since" in lost.json()["detail"]

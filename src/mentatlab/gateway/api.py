@@ -30,18 +30,22 @@ from mentatlab.gateway.storage_routes import storage_router
 from mentatlab.gateway.stream_connections import Connections
 from mentatlab.gateway.stream_portable import portable_router
 from mentatlab.gateway.stream_routes import stream_router
+from mentatlab.gateway.subscription_routes import subscriptions_router
 from mentatlab.gateway.system_routes import system_router
 from mentatlab.gateway.tus_routes import TusMiddleware, tus_router
 from mentatlab.gateway.uploader import uploader
 from mentatlab.gateway.uploads_routes import uploads_router
 from mentatlab.gateway.webhook_routes import webhooks_router
+from mentatlab.runs.deliveries import DeliveryStore
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
+from mentatlab.runs.posting import Poster
 from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schedules import ScheduleStore
 from mentatlab.runs.secrets import SecretStore
+from mentatlab.runs.subscriptions import SubscriptionStore
 from mentatlab.runs.triggers import Triggers
 from mentatlab.runs.webhooks import WebhookStore
 from mentatlab.storage import StorageManager
@@ -65,6 +69,9 @@ class Services:
     secrets: SecretStore
     schedules: ScheduleStore
     webhooks: WebhookStore
+    subscriptions: SubscriptionStore
+    deliveries: DeliveryStore
+    poster: Poster
     triggers: Triggers
     url: str
     storage: StorageManager
@@ -121,8 +128,11 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         tus_router(services.storage.uploads, uploader),
         keys_router(services.keys),
         secrets_router(services.secrets),
-        schedules_router(services.schedules, services.flows),
-        webhooks_router(services.webhooks, services.triggers, services.flows, url=services.url),
+        schedules_router(services.schedules, services.triggers),
+        webhooks_router(services.webhooks, services.triggers, url=services.url),
+        subscriptions_router(
+            services.subscriptions, services.deliveries, services.flows, services.poster
+        ),
         stream_router(services.hub, admission),
         portable_router(services.connections),
         system_router(services.agents, services.connections, services.storage, admission.book),

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from mentatlab.gateway.identity import Caller, requires
-from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.schedules import Overlap, Schedule, ScheduleStore
+from mentatlab.runs.triggers import Triggers
 
 Reader = Annotated[Caller, Depends(requires("read"))]
 Author = Annotated[Caller, Depends(requires("run"))]
@@ -63,13 +63,16 @@ class SchedulesAnswer(BaseModel):
     schedules: list[ScheduleAnswer]
 
 
-def schedules_router(schedules: ScheduleStore, flows: FlowStore) -> APIRouter:
+def schedules_router(schedules: ScheduleStore, triggers: Triggers) -> APIRouter:
     router = APIRouter(prefix="/api/v1/schedules", tags=["schedules"])
 
     @router.post("", status_code=201, summary="Run a stored flow at certain times")
     async def add(body: ScheduleBody, who: Author) -> ScheduleAnswer:
-        await flows.get(body.flow_id, workspace=who.workspace)
-        made = await schedules.create(workspace=who.workspace, now=time.time(), **body.model_dump())
+        """Its inputs must fit the flow as it is now; ticks run the flow as it is then."""
+        digest = await triggers.check_schedule(body.flow_id, body.inputs, workspace=who.workspace)
+        made = await schedules.create(
+            workspace=who.workspace, now=time.time(), digest=digest, **body.model_dump()
+        )
         return ScheduleAnswer(**_fields(made))
 
     @router.get("", summary="The workspace's schedules")

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from mentatlab.gateway.identity import Caller, requires
 from mentatlab.gateway.limits import Buckets
 from mentatlab.protocol.errors import RateLimited
-from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.signatures import HEADER
 from mentatlab.runs.triggers import Triggers
 from mentatlab.runs.webhooks import Webhook, WebhookStore, inputs_of
@@ -53,9 +52,7 @@ class CalledAnswer(BaseModel):
     run_id: str
 
 
-def webhooks_router(
-    webhooks: WebhookStore, triggers: Triggers, flows: FlowStore, *, url: str
-) -> APIRouter:
+def webhooks_router(webhooks: WebhookStore, triggers: Triggers, *, url: str) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["webhooks"])
     rate = Buckets(CALLS_PER_S, 2 * CALLS_PER_S)
 
@@ -64,13 +61,15 @@ def webhooks_router(
 
     @router.post("/webhooks", status_code=201, summary="An address that starts a stored flow")
     async def add(body: WebhookBody, who: Author) -> NewWebhookAnswer:
-        await flows.get(body.flow_id, workspace=who.workspace)
+        """Its input must be one of the flow as it is now; calls run the flow as it is then."""
+        digest = await triggers.check_webhook(body.flow_id, body.input, workspace=who.workspace)
         hook, secret = await webhooks.create(
             workspace=who.workspace,
             flow_id=body.flow_id,
             input=body.input,
             secret=body.secret,
             now=time.time(),
+            digest=digest,
         )
         return NewWebhookAnswer.model_validate({**fields(hook), "secret": secret})
 

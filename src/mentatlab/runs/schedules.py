@@ -33,7 +33,7 @@ KEPT_TICKS = 50
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """`next_at`: when it comes due, Unix seconds."""
+    """`next_at`: when it comes due, Unix seconds. `digest`: of its flow when it was made."""
 
     id: str
     workspace: str
@@ -45,6 +45,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool
     next_at: float
     created_at: float
+    digest: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +100,7 @@ class ScheduleStore:
         overlap: Overlap,
         paused: bool,
         now: float,
+        digest: str = "",
     ) -> Schedule:
         made = Schedule(
             id=new_id("sch"),
@@ -111,6 +113,7 @@ class ScheduleStore:
             paused=paused,
             next_at=due_after(cron, timezone, now),
             created_at=now,
+            digest=digest,
         )
         values = (made.id, workspace, int(paused), made.next_at, msgspec.json.encode(made))
         sql = "INSERT INTO schedules VALUES (?, ?, ?, ?, ?)"

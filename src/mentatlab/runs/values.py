@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from mentatlab.flows.analysis import is_needed
 from mentatlab.flows.plan import Plan, PlanEdge, PlanNode
 from mentatlab.protocol.errors import Code, Problem, ValidationFailed
 from mentatlab.protocol.media import s3_address
@@ -135,8 +136,12 @@ def check_inputs(plan: Plan, inputs: Mapping[str, Any]) -> None:
     """Every problem of a run's inputs at once. `ValidationFailed(RUN_INPUT_…)`"""
     problems = [*_unknown(plan, inputs), *_missing(plan, inputs), *_mistyped(plan, inputs)]
     if problems:
-        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise ValidationFailed(problems[0].code, f"the inputs have {count}", problems)
+        raise inputs_refused(problems)
+
+
+def inputs_refused(problems: list[Problem]) -> ValidationFailed:
+    count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+    return ValidationFailed(problems[0].code, f"the inputs have {count}", problems)
 
 
 def _unknown(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
@@ -154,12 +159,12 @@ def _unknown(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
 def _missing(plan: Plan, inputs: Mapping[str, Any]) -> Iterable[Problem]:
     given = {plan.input(name) for name, value in inputs.items() if value is not None}
     for wanted in plan.inputs:
-        if wanted.pin.required and wanted.pin.default is None and wanted not in given:
+        if is_needed(wanted.pin) and wanted not in given:
             yield Problem(
                 Code.RUN_INPUT_MISSING,
                 f"/inputs/{_escaped(wanted.name)}",
                 f"the input {wanted.name} ({wanted.pin.type}) is missing",
-                f"give it: --input {wanted.name}=…",
+                f'give it: --input {wanted.name}=…, or in JSON {{"{wanted.name}": …}}',
             )
 
 

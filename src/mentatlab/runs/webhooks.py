@@ -14,13 +14,15 @@ from mentatlab.runs.signatures import WINDOW_S, verify
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
-    """`input`: which of the flow's inputs gets a call's body; "" = the body holds them all."""
+    """`input`: which of the flow's inputs gets a call's body; "" = the body holds them all.
+    `digest`: of the flow when it was made."""
 
     id: str
     workspace: str
     flow_id: str
     input: str
     created_at: float
+    digest: str = ""
 
 
 Webhooks = list[Webhook]
@@ -31,11 +33,23 @@ class WebhookStore:
         self._db, self._seal = database, seal
 
     async def create(
-        self, *, workspace: str, flow_id: str, input: str, secret: str | None, now: float
+        self,
+        *,
+        workspace: str,
+        flow_id: str,
+        input: str,
+        secret: str | None,
+        now: float,
+        digest: str = "",
     ) -> tuple[Webhook, str]:
         """With its secret, which is told here and never again; one of our own unless given."""
         hook = Webhook(
-            id=new_id("wh"), workspace=workspace, flow_id=flow_id, input=input, created_at=now
+            id=new_id("wh"),
+            workspace=workspace,
+            flow_id=flow_id,
+            input=input,
+            created_at=now,
+            digest=digest,
         )
         plain = secret or f"whsec_{token_urlsafe(32)}"
         values = (hook.id, workspace, self._seal.close(plain, hook.id), msgspec.json.encode(hook))
