@@ -29,16 +29,19 @@ from mentatlab.protocol.agent import is_reserved
 from mentatlab.protocol.errors import Code, Conflict, Invalid
 from mentatlab.protocol.pins import parse_size
 from mentatlab.runners import LocalRunner, RunnerSettings
+from mentatlab.runs.deliveries import DeliveryStore, Sender
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
 from mentatlab.runs.limits import Limits
+from mentatlab.runs.posting import Poster
 from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schedules import Scheduler, ScheduleStore
 from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.secrets import Seal, SecretStore
 from mentatlab.runs.sql_store import SqlRunStore
+from mentatlab.runs.subscriptions import SubscriptionStore
 from mentatlab.runs.triggers import Triggers
 from mentatlab.runs.webhooks import WebhookStore
 from mentatlab.sqlite import Database as SqliteDatabase
@@ -104,6 +107,7 @@ class Settings:
     s3_inputs: InputPlaces | None = None  # buckets that runs may take their inputs from
     quota: Quota = NO_QUOTA  # of each workspace
     limits: Limits = field(default_factory=Limits)  # of runs
+    webhook_private: bool = False  # webhooks may call addresses inside this network
     scrub_rate: int = 8 << 20  # bytes a second that are read again and verified, 0 = none
     pool_memory: int = 0  # bytes of all warm agents together, 0 = the machine's
     log: SharedLog | None = None  # None = in the home
@@ -141,8 +145,8 @@ def read_settings(
     _RECORD_RATE _MAX_OBJECT _MAX_RUNS _MAX_QUEUED _MAX_ITEMS _QUOTA_BYTES _QUOTA_COUNT
     _SCRUB_RATE _DATABASE _DATABASE_SCHEMA _LOG _REDIS_PREFIX _REDIS_ALLOW_RELAXED
     _TOKEN_SECRET _URL_KEYS _ACCEL
-    _TRANSPORT _TLS_CERT _TLS_KEY _POOL_MEMORY _STORAGE _S3_PREFIXES`, `ENABLE_MULTIMODAL
-    ENABLE_STREAMING` and what `storage.read_choice` reads
+    _TRANSPORT _TLS_CERT _TLS_KEY _POOL_MEMORY _WEBHOOK_PRIVATE _STORAGE _S3_PREFIXES`,
+    `ENABLE_MULTIMODAL ENABLE_STREAMING` and what `storage.read_choice` reads
     (`S3_ENDPOINT` …); `Invalid(BAD_SETTING)` names the variable that is wrong.
 
     Agents are looked for in `agent_dirs`, `MENTATLAB_AGENTS`, `<home>/agents`, the bundled folder.
@@ -169,6 +173,7 @@ def read_settings(
             count=_number(environ, "MENTATLAB_QUOTA_COUNT", 0),
         ),
         limits=_limits(environ),
+        webhook_private=_flag(environ, "MENTATLAB_WEBHOOK_PRIVATE", default="false"),
         scrub_rate=_size(environ, "MENTATLAB_SCRUB_RATE", "8MiB"),
         pool_memory=_size(environ, "MENTATLAB_POOL_MEMORY", "0"),
         log=_log(environ),
@@ -410,6 +415,11 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
         if settings.recover:
             scheduler = Scheduler(schedules, triggers.submit, triggers.active)
             await stack.enter_async_context(_beside(scheduler.run_forever()))
+        deliveries, poster = DeliveryStore(database), Poster(private=settings.webhook_private)
+        stack.push_async_callback(poster.aclose)
+        if settings.recover:
+            sender = Sender(deliveries, poster.post, seal, secrets.secrets_for)
+            await stack.enter_async_context(_beside(sender.run_forever()))
         services = Services(
             engine=engine,
             runs=RunReader(SqlRunStore(database), hub),
@@ -419,6 +429,9 @@ async def build(settings: Settings) -> AsyncGenerator[App]:
             secrets=secrets,
             schedules=schedules,
             webhooks=WebhookStore(database, seal),
+            subscriptions=SubscriptionStore(database, seal),
+            deliveries=deliveries,
+            poster=poster,
             triggers=triggers,
             url=settings.url,
             storage=storage,

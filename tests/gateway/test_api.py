@@ -464,7 +464,7 @@ async def test_the_reference_lists_every_call_and_no_other(app: App):
     assert listed == described | {("HEAD", "/api/v1/storage/{}"), ("WS", "/ws/streams/{}")}
 
 
-_BODILESS = ("/cancel", "/pause", "/resume", "/tickets", "/fallback", "/gc", "/scrub")
+_BODILESS = ("/cancel", "/pause", "/resume", "/tickets", "/fallback", "/gc", "/scrub", "/redeliver")
 
 
 async def test_every_answer_and_body_of_the_api_has_a_schema(http: httpx2.AsyncClient):

@@ -14,6 +14,7 @@ from mentatlab.flows.flow import Flow, load_flow
 from mentatlab.flows.limits import check_limits
 from mentatlab.flows.nodes import resolve_node
 from mentatlab.flows.subflows import Find, flatten, inline
+from mentatlab.flows.webhooks import check_webhooks
 from mentatlab.flows.wires import fit_wires, resolve_edge, sort
 from mentatlab.protocol.agent import is_secret_name
 from mentatlab.protocol.errors import Code, Problem, ValidationFailed
@@ -45,6 +46,7 @@ def analyse(flow: Flow, lookup: Lookup) -> Analysis:
     flat = flatten(flow, lookup)
     a.problems += flat.problems
     _check_secrets(a)
+    check_webhooks(a)
     if not check_limits(a, flat):
         return a
     for node in flat.nodes:

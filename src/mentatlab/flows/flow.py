@@ -83,8 +83,24 @@ class Meta(Model):
     description: str = ""
 
 
+RunEventName = Literal[
+    "run_finished", "run_succeeded", "run_partial", "run_failed", "run_cancelled"
+]
+"""`run_finished` is any end."""
+
+
+class RunWebhook(Model):
+    """Who is told of the run's end; `secret` is the name of the one that signs. What the fields may
+    hold is checked with the rest of the flow (`webhooks.py`)."""
+
+    url: str
+    secret: str
+    events: list[str] = ["run_finished"]
+
+
 class RunConfig(Model):
     secrets: list[str] = []
+    webhooks: list[RunWebhook] = []
     timeout_seconds: PositiveNumber = Field(default=3600.0, alias="timeoutSeconds")
 
 
@@ -104,6 +120,8 @@ FORMS = {
     "meta": "write `meta: {id: my.flow}`",
     "from": "write `node.pin`",
     "to": "write `node.pin`",
+    "url": "write an address like https://example.org/hooks/runs",
+    "secret": "the name of the secret that signs: `mentatlab secrets set WEBHOOK_SECRET`",
 }
 
 

@@ -98,7 +98,8 @@ class Plan:
     inputs: tuple[RunInput, ...]
     outputs: tuple[tuple[str, str], ...]  # (node, pin) whose values are the run's outputs
     timeout_s: float = 3600.0
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()  # those that agents may be given
+    webhook_secrets: tuple[str, ...] = ()
 
     def node(self, node_id: str) -> PlanNode:
         return next(n for n in self.nodes if n.id == node_id)
@@ -126,6 +127,7 @@ def compile_plan(flow: Flow, lookup: Lookup) -> Plan:
         outputs=tuple(_run_outputs(nodes)),
         timeout_s=flow.run_config.timeout_seconds,
         secrets=tuple(flow.run_config.secrets),
+        webhook_secrets=tuple(webhook.secret for webhook in flow.run_config.webhooks),
     )
 
 

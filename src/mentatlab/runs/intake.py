@@ -99,7 +99,8 @@ class Intake:
         check_input_size(self._limits, wish.inputs)
         plan, snapshot, _ = self.compile(wish.document)
         check_inputs(plan, wish.inputs)
-        await self._services.secrets_for(wish.workspace, plan.secrets)  # they are there
+        named = {*plan.secrets, *plan.webhook_secrets}
+        await self._services.secrets_for(wish.workspace, named)  # they are there
         run_id, at = new_id("rn"), self._services.clock()
         stored = await self._owned_inputs(plan, wish, run_id)
         row = RunRow(

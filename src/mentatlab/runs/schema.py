@@ -152,4 +152,42 @@ SCHEMA = (
     );
     CREATE INDEX webhook_calls_by_time ON webhook_calls (at);
     """,
+    # Who is told of runs' ends (`run_id`: of this one only), and what is to be told.
+    """
+    CREATE TABLE subscriptions (
+        id TEXT PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        flow_id TEXT NOT NULL,
+        events TEXT NOT NULL,
+        url TEXT NOT NULL,
+        sealed BLOB NOT NULL,
+        body BLOB NOT NULL,
+        stopped_at REAL NOT NULL
+    );
+    CREATE INDEX subscriptions_by_run ON subscriptions (workspace, run_id);
+    CREATE TABLE deliveries (
+        id TEXT PRIMARY KEY,
+        subscription_id TEXT NOT NULL,
+        workspace TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        event TEXT NOT NULL,
+        url TEXT NOT NULL,
+        body BLOB NOT NULL,
+        state TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        since REAL NOT NULL,
+        next_at REAL NOT NULL,
+        lease_until REAL NOT NULL,
+        attempts INTEGER NOT NULL,
+        ended_at REAL NOT NULL,
+        status INTEGER NOT NULL,
+        error TEXT NOT NULL
+    );
+    CREATE INDEX deliveries_due ON deliveries (next_at) WHERE state = 'waiting';
+    CREATE INDEX deliveries_ended ON deliveries (ended_at) WHERE state <> 'waiting';
+    CREATE INDEX deliveries_by_workspace ON deliveries (workspace, id);
+    CREATE INDEX deliveries_by_subscription ON deliveries (subscription_id, id);
+    CREATE INDEX deliveries_by_run ON deliveries (run_id);
+    """,
 )

@@ -11,6 +11,7 @@ from mentatlab.database import MOST_ROWS, Connection, Database, Hint
 from mentatlab.protocol.errors import Code, Conflict, Fenced
 from mentatlab.protocol.ids import new_id
 from mentatlab.runs import events as ev
+from mentatlab.runs import outbox
 from mentatlab.runs.store import (
     EVERY_RUN,
     LEASE_S,
@@ -97,6 +98,7 @@ class SqlRunStore:
             )
             db.execute(f"INSERT INTO runs ({_ROW}) VALUES ({_marks(18)})", _values(row))
             db.executemany(_INSERT_EVENT, encoded)
+            outbox.add_webhooks(db, row, snapshot)
             return row.id
 
         return await self._db.write(work)
@@ -104,7 +106,7 @@ class SqlRunStore:
     async def append(self, row: RunRow, events: Sequence[ev.RunFact]) -> None:
         encoded = _encode_events(row, events)
 
-        def work(db: Connection) -> None:
+        def work(db: Connection) -> bool:
             changed = db.execute(
                 "UPDATE runs SET state = ?, reason = ?, started_at = ?, finished_at = ?,"
                 " last_seq = ? WHERE id = ? AND epoch = ? AND last_seq = ?",
@@ -124,9 +126,11 @@ class SqlRunStore:
             db.executemany(_INSERT_EVENT, encoded)
             if ended:
                 db.executemany(_DROP_CHECKPOINT, ended)
+            return outbox.enqueue(db, row, events)
 
         ended = self._ended_checkpoints(row.id, events)
-        await self._db.write(work)
+        if await self._db.write(work):
+            self._db.tell(outbox.TOPIC)
         if row.finished_at is not None:
             self._db.tell(row.id)
 
@@ -150,6 +154,7 @@ class SqlRunStore:
     async def delete(self, run_id: str) -> None:
         def work(db: Connection) -> None:
             _forget_work(db, run_id)
+            outbox.forget(db, run_id)
             for table in ("idempotency", "run_events", "cache"):
                 db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
             found = db.execute(

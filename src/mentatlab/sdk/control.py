@@ -1,6 +1,6 @@
-"""A workspace's secrets, schedules and webhooks. A part of `AsyncClient`."""
+"""A workspace's secrets, schedules, webhooks and subscriptions. A part of `AsyncClient`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -79,6 +79,36 @@ class Controls:
 
     async def remove_webhook(self, webhook_id: str) -> None:
         await self._call("DELETE", f"/api/v1/webhooks/{_part(webhook_id)}")
+
+    # ------------------------------------------------------------------ who is told of runs' ends
+
+    async def subscriptions(self) -> list[Answer]:
+        """Addresses that are told of runs' ends."""
+        return (await self._call("GET", "/api/v1/subscriptions"))["subscriptions"]
+
+    async def subscribe(
+        self,
+        url: str,
+        *,
+        events: Sequence[str] = ("run_finished",),
+        flow_id: str = "",
+        secret: str | None = None,
+    ) -> Answer:
+        """The answer's `secret`, which signs every call, is shown this once."""
+        body = {"url": url, "events": list(events), "flow_id": flow_id, "secret": secret}
+        return await self._call("POST", "/api/v1/subscriptions", json=body)
+
+    async def unsubscribe(self, subscription_id: str) -> None:
+        await self._call("DELETE", f"/api/v1/subscriptions/{_part(subscription_id)}")
+
+    async def deliveries(self, **wanted: str | int) -> Answer:
+        """A page of `deliveries`, and `next`. `subscription_id`, `run_id`, `state` (waiting,
+        delivered, failed), `limit`, `before`."""
+        return await self._call("GET", "/api/v1/deliveries", params=wanted)
+
+    async def redeliver(self, delivery_id: str) -> Answer:
+        """Send it again, now."""
+        return await self._call("POST", f"/api/v1/deliveries/{_part(delivery_id)}/redeliver")
 
 
 def _part(text: str) -> str:
