@@ -98,7 +98,7 @@ async def test_a_list_in_gives_a_list_out_in_item_order(tmp_path: Path) -> None:
         assert done.state == "succeeded", done.error
         assert done.outputs == {"join.text": '["0", "2", "4", "6", "8", "10", "12", "14"]'}
         assert done.streams == ()
-        events = await house.engine.events(run_id, workspace="default")
+        events = await house.runs.events(run_id, workspace="default")
         started = [e.item for e in events if e.type == "node_started" and e.item is not None]
         assert started == list(range(1, 9))  # items of a list count from 1
 

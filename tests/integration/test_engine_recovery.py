@@ -13,6 +13,7 @@ import pytest
 
 from mentatlab.protocol.records import RecordType
 from mentatlab.runs.lanes import LOG_PIN, RUN_NODE, RUN_PIN, stream_id
+from mentatlab.runs.reading import LogQuery
 from mentatlab.testing.house import open_house, write_agent
 
 TEXT = {"name": "text", "type": "string"}
@@ -142,7 +143,7 @@ async def test_a_committed_node_is_not_run_again_and_no_process_is_left(tmp_path
         assert done.state == "succeeded", done.error
         assert done.outputs == {"gamma.text": "xabg"}
         assert {n.id: n.attempt for n in done.nodes} == {"alpha": 1, "beta": 2, "gamma": 1}
-        types = [e.type for e in await house.engine.events(run_id, workspace="default")]
+        types = [e.type for e in await house.runs.events(run_id, workspace="default")]
         assert types.count("run_started") == 1
         async with house.hub.subscribe(run_id) as records:
             told = [r.payload["data"]["seq"] async for r in records if "data" in r.payload]
@@ -176,7 +177,7 @@ async def test_a_map_goes_on_after_its_last_committed_item(tmp_path: Path) -> No
         async with house.hub.subscribe(stream.stream_id) as records:
             found = [(r.item, r.payload["data"]) async for r in records if "data" in r.payload]
         assert found == [(n + 2, f"{n}e") for n in range(6)]
-        events = await house.engine.events(run_id, workspace="default")
+        events = await house.runs.events(run_id, workspace="default")
         ended = [e.item for e in events if e.type == "node_succeeded" and e.item is not None]
         assert sorted(ended) == [2, 3, 4, 5, 6, 7]
 
@@ -289,7 +290,7 @@ async def test_logs_go_on_under_another_epoch_and_end_with_their_run(tmp_path: P
         assert logs["alpha"].epoch != before.epoch
         assert logs["beta"].chunks == 1
     async with open_house(tmp_path / "home", [agents]) as house:
-        assert await house.engine.logs(run.id, "beta", workspace="default") == []
+        assert await house.runs.logs(LogQuery(run.id, "beta", "default")) == []
         states = {x.state for x in await house.hub.lanes(run.id) if x.pin_name == LOG_PIN}
         assert states == {"errored"}
 
@@ -355,7 +356,7 @@ async def nothing_is_lost_or_repeated(
         async with house.hub.subscribe(lane) as records:
             items = [r.payload["data"] async for r in records if r.type is RecordType.DATA]
         assert items == [f"{n}e" for n in range(6)]
-        events = await house.engine.events(run_id, workspace="default")
+        events = await house.runs.events(run_id, workspace="default")
         async with house.hub.subscribe(stream_id(run_id, RUN_NODE, RUN_PIN)) as records:
             told = [r.payload["data"]["seq"] async for r in records if "data" in r.payload]
     assert told == [e.seq for e in events] == list(range(1, len(events) + 1))

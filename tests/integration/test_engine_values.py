@@ -9,6 +9,8 @@ from tests.support.api import processes_of
 
 from mentatlab.protocol.errors import Conflict, NotFound, ValidationFailed
 from mentatlab.runs.limits import Limits
+from mentatlab.runs.reading import LogQuery
+from mentatlab.runs.store import RunFilter
 from mentatlab.testing.house import open_house, write_agent
 
 CLASSIC_ECHO = """
@@ -116,7 +118,7 @@ async def test_a_chain_of_three_commits_four_times(tmp_path: Path) -> None:
         done = await house.engine.wait(run.id)
         assert done.outputs == {"three.text": "hi"}
         assert commits == [4]
-        events = await house.engine.events(run.id, workspace="default")
+        events = await house.runs.events(run.id, workspace="default")
         assert [(e.seq, e.type, e.node_id) for e in events] == [
             (1, "run_created", ""),
             (2, "run_started", ""),
@@ -128,7 +130,7 @@ async def test_a_chain_of_three_commits_four_times(tmp_path: Path) -> None:
             (8, "node_succeeded", "three"),
             (9, "run_finished", ""),
         ]
-        assert (await house.engine.events(run.id, workspace="default", after=8)) == events[8:]
+        assert (await house.runs.events(run.id, workspace="default", after=8)) == events[8:]
 
 
 async def test_the_runs_own_lane_tells_its_events_and_ends_last(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ async def test_the_runs_own_lane_tells_its_events_and_ends_last(tmp_path: Path) 
             told = [r.payload["data"] async for r in records if "data" in r.payload]
         done = await house.engine.wait(run.id)
         assert done.state == "succeeded"
-        events = await house.engine.events(run.id, workspace="default")
+        events = await house.runs.events(run.id, workspace="default")
         assert told == [event.to_dict() for event in events]
 
 
@@ -178,7 +180,7 @@ async def test_a_permanent_failure_fails_its_dependants_in_the_same_transaction(
         }
         assert nodes["next"].error is not None
         assert nodes["next"].error.code == "UPSTREAM_FAILED"
-        types = [e.type for e in await house.engine.events(run.id, workspace="default")]
+        types = [e.type for e in await house.runs.events(run.id, workspace="default")]
         at = types.index("node_failed")
         assert types[at + 1 : at + 3] == ["node_upstream_failed", "node_upstream_failed"]
 
@@ -202,10 +204,10 @@ async def test_exit_3_is_tried_again_and_the_retry_is_told(tmp_path: Path) -> No
         done = await house.engine.wait(run.id)
         assert done.state == "succeeded", done.error
         assert done.nodes[0].attempt == 2
-        events = await house.engine.events(run.id, workspace="default")
+        events = await house.runs.events(run.id, workspace="default")
         retry = next(e for e in events if e.type == "retry_scheduled")
         assert retry.payload["error"]["kind"] == "transient"
-        logs = await house.engine.logs(run.id, "flaky", workspace="default")
+        logs = await house.runs.logs(LogQuery(run.id, "flaky", "default"))
         assert [(line["message"], line["attempt"]) for line in logs] == [("not yet", 1)]
 
 
@@ -277,7 +279,7 @@ async def test_wrong_inputs_are_told_all_at_once_and_no_run_is_made(tmp_path: Pa
         ]
         with pytest.raises(ValidationFailed, match="UNKNOWN_AGENT"):
             await house.engine.submit(flow([{"id": "x", "type": "nobody"}], []), {})
-        assert await house.engine.list("default") == []
+        assert await house.runs.list("default") == []
 
 
 async def test_the_same_idempotency_key_is_the_same_run(tmp_path: Path) -> None:
@@ -292,17 +294,17 @@ async def test_the_same_idempotency_key_is_the_same_run(tmp_path: Path) -> None:
             await submit(ECHO_THEN_SHOUT, {"ask": "else"}, idempotency_key="k")
         for run in (first, other):
             await house.engine.wait(run.id)
-        listed = await house.engine.list("default")
+        listed = await house.runs.list("default")
         assert [(r.id, r.state) for r in listed] == [(first.id, "succeeded")]
-        assert await house.engine.list("default", state="failed") == []
-        assert await house.engine.list("default", before=first.id) == []
+        assert await house.runs.list("default", filter=RunFilter(states=("failed",))) == []
+        assert await house.runs.list("default", before=first.id) == []
 
 
 async def test_a_run_of_another_workspace_is_not_there(tmp_path: Path) -> None:
     async with open_house(tmp_path / "home", [write_agents(tmp_path / "agents")]) as house:
         run = await house.engine.submit(ECHO_THEN_SHOUT, {"ask": "x"}, workspace="mine")
         await house.engine.wait(run.id)
-        for call in (house.engine.get, house.engine.outputs, house.engine.events):
+        for call in (house.engine.get, house.engine.outputs, house.runs.events):
             with pytest.raises(NotFound, match="RUN_NOT_FOUND"):
                 await call(run.id, workspace="yours")
 

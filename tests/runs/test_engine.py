@@ -18,6 +18,7 @@ from mentatlab.protocol.records import RecordType
 from mentatlab.protocol.values import is_object
 from mentatlab.runs.events import RunFact
 from mentatlab.runs.limits import Limits
+from mentatlab.runs.reading import LogQuery
 from mentatlab.runs.store import RunRow
 from mentatlab.runs.views import RunView
 from mentatlab.testing.house import House, open_house, write_agent
@@ -177,7 +178,7 @@ async def test_what_an_agent_says_of_itself_stands_in_its_log(opened: Open) -> N
             await asyncio.sleep(0)
         told.set()
         await house.engine.wait(run.id)
-        lines = await house.engine.logs(run.id, "one", workspace="default")
+        lines = await house.runs.logs(LogQuery(run.id, "one", "default"))
         assert [line["kind"] for line in lines] == ["log", "progress", "metric"]
         assert (lines[0]["message"], lines[0]["level"], lines[0]["attempt"]) == (
             "hello",
@@ -185,7 +186,7 @@ async def test_what_an_agent_says_of_itself_stands_in_its_log(opened: Open) -> N
             1,
         )
         with pytest.raises(NotFound):
-            await house.engine.logs(run.id, "two", workspace="default")
+            await house.runs.logs(LogQuery(run.id, "two", "default"))
 
 
 # -- ends
@@ -597,7 +598,7 @@ async def test_no_more_runs_than_slots_are_conducted_however_many_come_at_once(
 ) -> None:
     async with opened({"text": forever}, limits=Limits(max_runs=2)) as house:
         await asyncio.gather(*(house.engine.submit(ONE, {}) for _ in range(8)))
-        states = Counter(run.state for run in await house.engine.list("default"))
+        states = Counter(run.state for run in await house.runs.list("default"))
         assert states == {"running": 2, "queued": 6}
 
 

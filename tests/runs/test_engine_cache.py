@@ -57,7 +57,7 @@ async def test_equal_inputs_are_not_worked_on_twice(agents: Agents) -> None:
     async with agents.open(runner := agents.runner()) as house:
         first = await ended(house, SHOUT, x="a")
         again, other = await ended(house, SHOUT, x="a"), await ended(house, SHOUT, x="b")
-        events = await house.engine.events(again.id, workspace="default")
+        events = await house.runs.events(again.id, workspace="default")
     assert [r.outputs["x.text"] for r in (first, again, other)] == ["A", "A", "B"]
     assert [states(r)["x"] for r in (first, again, other)] == ["succeeded", "cached", "succeeded"]
     assert [e.payload["origin"] for e in events if e.type == "node_cached"] == [first.id]

@@ -54,7 +54,7 @@ async def test_a_producer_is_stopped_when_its_last_reader_has_ended(agents: Agen
     async with agents.open() as house, asyncio.timeout(30):
         run = await house.engine.wait((await house.engine.submit(PIPE, {})).id)
         assert (run.state, states(run)["make"]) == ("succeeded", "succeeded"), run
-        events = await house.engine.events(run.id, workspace="default")
+        events = await house.runs.events(run.id, workspace="default")
         (end,) = [e for e in events if e.type == "node_succeeded" and e.node_id == "make"]
         assert end.payload["metrics"]["stopped_early"] is True
         assert end.payload["outputs"]["lines"]["chunks"] == 2
@@ -145,7 +145,7 @@ async def test_an_end_that_nobody_could_see_is_recorded_as_such(
         await runner.begun_once.wait()
         await house.engine.cancel(run.id, workspace="default")
         done = await house.engine.wait(run.id)
-        events = await house.engine.events(run.id, workspace="default")
+        events = await house.runs.events(run.id, workspace="default")
     assert done.state == "cancelled"
     (end,) = [e for e in events if e.type == "node_cancelled"]
     assert end.payload == {"unconfirmed": True}

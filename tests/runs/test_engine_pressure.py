@@ -11,6 +11,7 @@ import pytest
 from tests.support.coroutine_house import Agents, flow, node, pin
 from tests.support.coroutine_runner import Call
 
+from mentatlab.runs.reading import LogQuery
 from mentatlab.streams.backpressure import WINDOW_RECORDS
 from mentatlab.testing.house import House
 
@@ -67,7 +68,7 @@ async def text(house: House, document: dict[str, Any]) -> tuple[str, dict[str, l
     assert run.state == "succeeded", run
     windows: dict[str, list[float]] = {}
     for found in run.nodes:
-        lines = await house.engine.logs(run.id, found.id, workspace="default")
+        lines = await house.runs.logs(LogQuery(run.id, found.id, "default"))
         grown = [line["value"] for line in lines if line.get("name") == "stream_window"]
         windows |= {found.id: grown} if grown else {}
     return run.outputs["d.text"], windows
@@ -160,5 +161,5 @@ async def test_a_fast_producer_is_held_back_by_a_slow_consumer(agents: Agents, l
         assert (await house.hub.lane(x)).head <= WINDOW_RECORDS + ON_THE_WAY
         go.set()
         done = await house.engine.wait(run.id)
-        assert await house.engine.logs(run.id, "a", workspace="default") == []
+        assert await house.runs.logs(LogQuery(run.id, "a", "default")) == []
     assert done.outputs["d.text"] == "True"

@@ -1,7 +1,7 @@
 """Runs as they are asked about: lineage over items and records, events and logs as they come."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def opened(tmp_path: Path) -> Opened:
         write_agent(tmp_path / "agents", name, "", **both)
 
     @asynccontextmanager
-    async def open_(**agents: Any) -> AsyncIterator[House]:
+    async def open_(**agents: Any) -> AsyncGenerator[House]:
         runner = CoroutineRunner({"lines": make, "each": shout, "read": read, **agents})
         home = open_house(tmp_path / "home", [tmp_path / "agents"], runner=runner)
         async with asyncio.timeout(60), home as house:
@@ -158,4 +158,50 @@ async def test_lineage_goes_on_in_the_run_that_was_done_again(opened: Opened):
         assert steps["shout.text#3"].cached_from == run.id
         assert found.origins[0].frame == 12
         times = await reader.timeline(again.id, workspace="default")
-        assert {n.node_id for n in times.nodes if n.cached_from == run.id} >= {"make", "shout"}
+        reused = [n for n in times.nodes if n.cached_from == run.id]
+        assert {n.node_id for n in reused} >= {"make", "shout"}
+        before = (await reader.timeline(run.id, workspace="default")).nodes
+        streams = {s.stream_id: s for n in before for s in n.streams}
+        for one in (s for n in reused for s in n.streams):
+            assert one == streams[one.stream_id], "as its origin tells it"
+            assert one.state == "ended"
+            assert one.first_chunk_at
+        await house.engine.delete(run.id, workspace="default")
+        times = await reader.timeline(again.id, workspace="default")
+        assert {s.state for n in times.nodes if n.cached_from for s in n.streams} == {"expired"}
+
+
+async def test_lineage_tells_what_was_skipped_and_why(opened: Opened):
+    branches = flow(
+        [
+            node("words", "ui.prompt"),
+            node("long", "core.if", params={"condition": "size(value) > 3"}),
+            node("shout", "each"),
+            node("again", "each"),
+            node("hush", "each", when="false"),
+            node("out", "ui.console"),
+        ],
+        ("words.text", "long.value"),
+        ("long.then", "shout.text"),
+        ("shout.text", "again.text"),
+        ("long.else", "hush.text"),
+        ("again.text", "out.loud"),
+        ("hush.text", "out.soft"),
+    )
+    async with opened() as house:
+        run = await house.engine.submit(branches, {"words": "x"})
+        assert (await house.engine.wait(run.id)).state == "succeeded"
+        reader = RunReader(house.store, house.hub)
+        found = await reader.lineage(run.id, workspace="default", output="out.loud")
+        assert [(s.id, s.skipped_by, s.upstream) for s in found.steps] == [
+            ("again.text", "upstream", "shout"),
+            ("shout.text", "branch", "long"),
+            ("long.then", "branch", "long"),
+            ("words.text", None, ""),
+            ("words", None, ""),
+        ]
+        hushed = await reader.lineage(run.id, workspace="default", output="out.soft")
+        assert [(s.id, s.skipped_by) for s in hushed.steps[:2]] == [
+            ("hush.text", "when"),
+            ("long.else", None),
+        ]

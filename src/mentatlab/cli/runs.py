@@ -269,6 +269,7 @@ def _lineage_text(found: dict[str, Any]) -> str:
         more += [f"frame {origin['frame']}"] if origin["frame"] is not None else []
         more += [origin["reference"]["ref"]["url"]] if origin["reference"] else []
         lines.append("  ".join([f"  {origin['id']}", *more]))
+    lines += [f"  {step['id']} {_skip(step)}" for step in found["steps"] if step["skipped_by"]]
     lines += [
         f"  {step['id']} <- {source}"
         for step in found["steps"]
@@ -276,6 +277,12 @@ def _lineage_text(found: dict[str, Any]) -> str:
         for source in sources
     ]
     return "\n".join(lines)
+
+
+def _skip(step: dict[str, Any]) -> str:
+    """Why nothing came there."""
+    because = f" because of {step['upstream']}" if step["upstream"] else ""
+    return f"was skipped ({step['skipped_by']}{because})"
 
 
 @runs.command()

@@ -94,8 +94,8 @@ class AttemptTimes(BaseModel):
 
 class UnitTimes(BaseModel):
     """`ready_at`: what it needs was there; `queued_s` from then to its first start; `run_s` in
-    attempts, `waited_s` between them. `skipped_by`: `when`, `branch` or `upstream`; `cached_from`:
-    the run that did it."""
+    attempts, `waited_s` between them. `skipped_by`: `when`, `branch`,
+    `upstream` or `no_demand`; `cached_from`: the run that did it."""
 
     state: str
     ready_at: float | None = None
@@ -189,7 +189,8 @@ class OriginAnswer(BaseModel):
 
 class StepAnswer(BaseModel):
     """One place: a value, a stream, a record of one or an element of a list. `sources`: input pin →
-    `id`s of the steps that it came from."""
+    `id`s of the steps that it came from. `skipped_by`: why nothing came there (`when`, `branch`,
+    `upstream` or `no_demand`), because of the node `upstream`."""
 
     id: str
     node_id: str
@@ -206,6 +207,8 @@ class StepAnswer(BaseModel):
     records: int | None = None
     gone: bool
     cached_from: str | None = None
+    skipped_by: str | None = None
+    upstream: str = ""
     sources: dict[str, list[str]]
 
 

@@ -15,12 +15,11 @@ from mentatlab.protocol.errors import Code, Conflict, Gone, NotFound, Unavailabl
 from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.values import is_object
 from mentatlab.runners.port import Runner
-from mentatlab.runs import events as ev
 from mentatlab.runs import reruns, steering
 from mentatlab.runs.conductor import Conductor
 from mentatlab.runs.edges import MultimodalEdgeProcessor, Sign
 from mentatlab.runs.intake import Draft, Intake, Wish
-from mentatlab.runs.lanes import LOG_PIN, stream_id
+from mentatlab.runs.lanes import stream_id
 from mentatlab.runs.limits import Limits
 from mentatlab.runs.maps import standing_records
 from mentatlab.runs.ownership import Ownership
@@ -29,18 +28,14 @@ from mentatlab.runs.secrets import SecretsFor, no_secrets
 from mentatlab.runs.services import Services
 from mentatlab.runs.stage import Stage
 from mentatlab.runs.state import RUN_TERMINAL
-from mentatlab.runs.store import Request, RunFilter, RunRow, RunStore, unknown_run
+from mentatlab.runs.store import Request, RunRow, RunStore, unknown_run
 from mentatlab.runs.values import run_lanes
-from mentatlab.runs.views import RunView, summary, view
+from mentatlab.runs.views import RunView, view
 from mentatlab.storage.port import Storage
 from mentatlab.storage.s3_inputs import S3Inputs
 from mentatlab.streams.hub import StreamingConnectionManager
 
 logger = logging.getLogger(__name__)
-
-Views = list[RunView]
-Events = list[ev.RunEvent]
-LogLines = list[dict[str, Any]]
 
 
 class Engine:
@@ -297,19 +292,6 @@ class Engine:
                     found[name] = (await hub.lane(name)).state
         return found
 
-    async def list(
-        self,
-        workspace: str,
-        *,
-        state: str | None = None,
-        limit: int = 50,
-        before: str | None = None,
-    ) -> Views:
-        """Newest first; `before` is the id of the last run of the page before."""
-        wanted = RunFilter(states=(state,) if state else ())
-        rows = await self._services.store.list(workspace, filter=wanted, limit=limit, before=before)
-        return [summary(row) for row in rows]
-
     async def delete(self, run_id: str, *, workspace: str) -> None:
         """An ended run with its events and streams; what it stored stays as long as others need it.
 
@@ -363,35 +345,6 @@ class Engine:
                     r.payload.get("ref", r.payload.get("data")) for r in records
                 ]
         return found
-
-    async def events(self, run_id: str, *, workspace: str, after: int = 0) -> Events:
-        await self._row(run_id, workspace)
-        facts = await self._services.store.events(run_id, after)
-        return [ev.public(run_id, seq, event) for seq, event in facts]
-
-    async def logs(self, run_id: str, node_id: str, *, workspace: str) -> LogLines:
-        """What the node's agents logged and reported since this server started, in order:
-        `{"kind": "log" | "progress" | "metric", "at", "attempt", "item"?, …}`"""
-        conductor = await self._find(run_id, workspace)
-        if node_id not in conductor.state.nodes:
-            raise NotFound(
-                Code.NOT_FOUND,
-                f"the run {run_id} has no node {node_id}",
-                hint=f"its nodes are {', '.join(conductor.state.nodes)}",
-            )
-        name = stream_id(run_id, node_id, LOG_PIN)
-        if name not in {lane.stream_id for lane in await self._services.hub.lanes(run_id)}:
-            return []
-        records = await standing_records(self._services, name)
-        return [
-            {
-                **r.payload["data"],
-                "at": r.timestamp,
-                "attempt": r.attempt,
-                **({} if r.item is None else {"item": r.item}),
-            }
-            for r in records
-        ]
 
     # -- parts of these
 

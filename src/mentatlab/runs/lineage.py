@@ -4,7 +4,7 @@ needs. Pure.
 """
 
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from mentatlab.runs.lanes import stream_id
 from mentatlab.runs.lookups import lane_pins, reads_lane
 from mentatlab.runs.values import origin
 from mentatlab.runs.views import View
+
+T = TypeVar("T")
 
 FRAME_KEYS = ("frame", "frame_index")
 """Of a record's metadata: which frame of its source it is, from 0."""
@@ -41,6 +43,7 @@ class Step(View, frozen=True, kw_only=True):
 
     `reference`: of the medium, when it is one. `pts_s`, `time_code` and `frame` say where in its
     medium a record is. `gone`: the record is not kept any more. `cached_from`: the run that did it.
+    `skipped_by`: why nothing came there, as in `NodeSkipped`, with the node that was the reason.
     """
 
     id: str
@@ -58,6 +61,8 @@ class Step(View, frozen=True, kw_only=True):
     records: int | None = None  # of a whole stream: how many
     gone: bool = False
     cached_from: str | None = None
+    skipped_by: str | None = None
+    upstream: str = ""
     sources: dict[str, list[str]] = {}
 
 
@@ -184,19 +189,14 @@ class _Story:
         self._run_id, self._plan, self._inputs = run_id, plan, inputs
         self._nodes = {node.id: node for node in plan.nodes}
         self._ends: dict[tuple[str, int | None], ev.NodeSucceeded | ev.NodeCached] = {}
+        self._skips: dict[tuple[str, int | None], ev.NodeSkipped] = {}
         for fact in facts:
             if isinstance(fact, ev.NodeSucceeded | ev.NodeCached):
                 self._ends[fact.node, fact.item] = fact
+            elif isinstance(fact, ev.NodeSkipped):
+                self._skips[fact.node, fact.item] = fact
             elif isinstance(fact, ev.ItemsVoided):
-                self._void(fact)
-
-    def _void(self, fact: ev.ItemsVoided) -> None:
-        kept = self._ends.items()
-        self._ends = {
-            (node, item): end
-            for (node, item), end in kept
-            if node != fact.node or item is None or item <= fact.above
-        }
+                self._ends, self._skips = _standing(self._ends, fact), _standing(self._skips, fact)
 
     def record_of(self, place: Place) -> Asked | None:
         """The record that tells of this place, where it is one of a lane."""
@@ -232,10 +232,22 @@ class _Story:
             type=node.type,
             item=item,
             cached_from=end.origin if isinstance(end, ev.NodeCached) else None,
+            **self._skipped(place, item),
             sources={pin: [str(source) for source in sources] for pin, sources in fed.items()},
             **told,
         )
         return step, [source for sources in fed.values() for source in sources]
+
+    def _skipped(self, place: Place, item: int | None) -> dict[str, Any]:
+        """Why nothing came here, when it was skipped or is a branch that was not taken."""
+        skip = self._skips.get((place.node, item)) or self._skips.get((place.node, None))
+        if skip is not None:
+            return {"skipped_by": skip.cause, "upstream": skip.upstream}
+        end = self._ends.get((place.node, None))
+        taken = end.taken if isinstance(end, ev.NodeSucceeded) else None
+        if taken is not None and place.pin not in taken:
+            return {"skipped_by": "branch", "upstream": place.node}
+        return {}
 
     def _told(
         self, place: Place, node: PlanNode, record: StreamChunk | None
@@ -285,6 +297,17 @@ class _Story:
             return index
         ends = sorted(i for n, i in self._ends if n == edge.source and i is not None)
         return ends[index - 1] if index <= len(ends) else index
+
+
+def _standing(
+    ends: Mapping[tuple[str, int | None], T], fact: ev.ItemsVoided
+) -> dict[tuple[str, int | None], T]:
+    """Without those of items that the fact voids."""
+    return {
+        (node, item): end
+        for (node, item), end in ends.items()
+        if node != fact.node or item is None or item <= fact.above
+    }
 
 
 def _medium(value: Any) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from mentatlab.runs.intake import plan_of
 from mentatlab.runs.lanes import LOG_PIN, RUN_NODE, RUN_PIN, stream_id
 from mentatlab.runs.lineage import Lineage, place_of, record_of, trace
 from mentatlab.runs.state import RUN_TERMINAL
-from mentatlab.runs.store import Facts, RunFilter, RunRow, RunStore, unknown_run
+from mentatlab.runs.store import EVERY_RUN, Facts, RunFilter, RunRow, RunStore, unknown_run
 from mentatlab.runs.timeline import FIRST_ITEMS, ItemPage, LaneTimes, Timeline, timeline
-from mentatlab.runs.values import run_lanes
+from mentatlab.runs.values import Values, run_lanes
 from mentatlab.runs.views import RunView, summary
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.port import Lane
@@ -77,7 +77,12 @@ class RunReader:
         self._plans: dict[str, Plan] = {}
 
     async def list(
-        self, workspace: str, *, filter: RunFilter, limit: int, before: str | None = None
+        self,
+        workspace: str,
+        *,
+        filter: RunFilter = EVERY_RUN,
+        limit: int = 50,
+        before: str | None = None,
     ) -> Views:
         """Newest first; `before` is the id of the last run of the page before."""
         rows = await self._store.list(workspace, filter=filter, limit=limit, before=before)
@@ -163,16 +168,19 @@ class RunReader:
     ) -> Timeline:
         row = await self._row(run_id, workspace)
         plan = await self._plan(row)
+        facts = await self._facts(run_id)
+        values = Values(plan, row.inputs)
+        values.add(facts)
         lanes = {lane.stream_id: lane for lane in await self._hub.lanes(run_id)}
         times = {
-            (node.id, pin): await self._times(stream_id(run_id, node.id, pin), pin, lanes)
+            (node.id, pin): await self._times(values.lane_of(node.id, pin, run_id), pin, lanes)
             for node, pin in run_lanes(plan)
         }
-        facts = await self._facts(run_id)
         return timeline(run_id, plan, facts, lanes=times, at=self._clock(), page=page)
 
     async def _times(self, name: str, pin: str, lanes: dict[str, Lane]) -> LaneTimes:
-        lane = lanes.get(name)
+        """`lanes` are the run's own; what a reused node gave stands in those of its origin."""
+        lane = lanes.get(name) or await self._lane_elsewhere(name)
         if lane is None:
             return LaneTimes(pin=pin, stream_id=name, state="expired")
         first = None
@@ -187,6 +195,11 @@ class RunReader:
             first_chunk_at=first,
             ended_at=None if lane.state == "open" else lane.changed_at,
         )
+
+    async def _lane_elsewhere(self, name: str) -> Lane | None:
+        with suppress(NotFound, Gone):
+            return await self._hub.lane(name)
+        return None
 
     async def lineage(
         self,

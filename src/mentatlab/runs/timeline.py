@@ -55,7 +55,7 @@ class UnitTimes(View, frozen=True, kw_only=True):
     run_s: float = 0.0
     waited_s: float = 0.0
     attempts: tuple[AttemptTimes, ...] = ()
-    skipped_by: str | None = None  # when | branch | upstream
+    skipped_by: str | None = None  # when | branch | upstream | no_demand
     cached_from: str | None = None  # the run that did it
 
 

@@ -13,6 +13,7 @@ import msgspec
 from mentatlab.runners.local import LocalRunner
 from mentatlab.runners.port import Runner
 from mentatlab.runs.engine import Engine
+from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schema import SCHEMA
 from mentatlab.runs.sql_store import SqlRunStore
@@ -24,6 +25,7 @@ from mentatlab.streams.hub import StreamingConnectionManager, open_hub
 @dataclass(frozen=True, slots=True, kw_only=True)
 class House:
     engine: Engine
+    runs: RunReader
     store: SqlRunStore
     hub: StreamingConnectionManager
     storage: StorageManager
@@ -65,6 +67,7 @@ async def open_house(
         async with engine:
             yield House(
                 engine=engine,
+                runs=RunReader(store, hub),
                 store=store,
                 hub=hub,
                 storage=storage,
