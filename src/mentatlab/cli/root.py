@@ -24,7 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "keys": ("mentatlab.cli.keys:keys", "Make, list and revoke API keys."),
     "schedules": ("mentatlab.cli.schedules:schedules", "Run stored flows at certain times."),
-    "webhooks": ("mentatlab.cli.webhooks:webhooks", "Addresses that start stored flows."),
+    "webhooks": (
+        "mentatlab.cli.webhooks:webhooks",
+        "Addresses that start stored flows, or are told of runs' ends.",
+    ),
     "secrets": ("mentatlab.cli.secrets:secrets", "Set, list and remove secrets."),
     "openapi": ("mentatlab.cli.openapi:openapi", "Print the HTTP API's description."),
     "doctor": ("mentatlab.cli.doctor:doctor", "Say what this installation has and lacks."),

@@ -273,10 +273,14 @@ class Sender:
 
     async def look(self) -> None:
         """Everything that is due now, to the end of its attempt."""
-        async with asyncio.TaskGroup() as tasks:
-            await self._begin(tasks, Hint())
+        begun = True
+        while begun:
+            async with asyncio.TaskGroup() as tasks:
+                begun = await self._begin(tasks, Hint())
 
-    async def _begin(self, tasks: asyncio.TaskGroup, ended: Hint) -> None:
+    async def _begin(self, tasks: asyncio.TaskGroup, ended: Hint) -> bool:
+        """Whether there was something to begin that there is room for."""
+        begun = False
         while (room := MOST_AT_ONCE - self._under_way.total()) > 0:
             busy = [name for name, count in self._under_way.items() if count >= MOST_EACH]
             limit = min(room, MOST_EACH)
@@ -286,6 +290,8 @@ class Sender:
                 tasks.create_task(self._attempt(leased, ended))
             if not found:
                 break
+            begun = True
+        return begun
 
     async def _attempt(self, leased: Leased, ended: Hint) -> None:
         try:
