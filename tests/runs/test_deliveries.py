@@ -102,7 +102,8 @@ class World:
         return await self.deliveries(run_id=run_id)
 
     async def deliveries(self, **wanted: Any) -> Deliveries:
-        return await self.store.list(**{"workspace": "w", "limit": 200, **wanted})
+        asked: dict[str, Any] = {"workspace": "w", "limit": 200, **wanted}
+        return await self.store.list(**asked)
 
     async def state(self, run_id: str = "rn_1") -> tuple[str, int, int, str]:
         (found,) = await self.deliveries(run_id=run_id)
