@@ -44,13 +44,17 @@ URL = "https://receiver.example/hook"
 Answer = int | MentatError
 
 
+async def anywhere(url: str) -> None:
+    """Nothing is refused."""
+
+
 class World:
     """Runs that end, and a receiver that answers as it is told."""
 
     def __init__(self, database: Database) -> None:
         seal = Seal("server")
         self.runs = SqlRunStore(database)
-        self.subscriptions = SubscriptionStore(database, seal)
+        self.subscriptions = SubscriptionStore(database, seal, anywhere)
         self.store = DeliveryStore(database)
         self._seal = seal
         self.now = NOON
@@ -275,7 +279,8 @@ async def test_what_fails_is_tried_again_later_and_later_with_the_same_body(worl
 async def test_it_is_given_up_after_a_day_and_can_be_sent_again(each: World) -> None:
     await each.subscribe()
     (made,) = await each.end()
-    sender, each.answers = each.sender(), [503]
+    sender = each.sender()
+    each.answers = [503]
     while (found := (await each.deliveries())[0]).state == "waiting":
         each.now = max(each.now, found.next_at)
         await sender.look()

@@ -40,7 +40,6 @@ from mentatlab.runs.deliveries import DeliveryStore
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.key_store import KeyStore
-from mentatlab.runs.posting import Poster
 from mentatlab.runs.reading import RunReader
 from mentatlab.runs.registry import AgentRegistry
 from mentatlab.runs.schedules import ScheduleStore
@@ -71,7 +70,6 @@ class Services:
     webhooks: WebhookStore
     subscriptions: SubscriptionStore
     deliveries: DeliveryStore
-    poster: Poster
     triggers: Triggers
     url: str
     storage: StorageManager
@@ -130,9 +128,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         secrets_router(services.secrets),
         schedules_router(services.schedules, services.triggers),
         webhooks_router(services.webhooks, services.triggers, url=services.url),
-        subscriptions_router(
-            services.subscriptions, services.deliveries, services.flows, services.poster
-        ),
+        subscriptions_router(services.subscriptions, services.deliveries, services.flows),
         stream_router(services.hub, admission),
         portable_router(services.connections),
         system_router(services.agents, services.connections, services.storage, admission.book),

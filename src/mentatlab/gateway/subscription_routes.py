@@ -12,7 +12,6 @@ from mentatlab.gateway.identity import Caller, requires
 from mentatlab.runs.deliveries import Delivery, DeliveryStore, State
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.outbox import ANY_END
-from mentatlab.runs.posting import Poster
 from mentatlab.runs.subscriptions import SubscriptionStore
 
 Reader = Annotated[Caller, Depends(requires("read"))]
@@ -79,7 +78,7 @@ class DeliveriesAnswer(BaseModel):
 
 
 def subscriptions_router(
-    subscriptions: SubscriptionStore, deliveries: DeliveryStore, flows: FlowStore, poster: Poster
+    subscriptions: SubscriptionStore, deliveries: DeliveryStore, flows: FlowStore
 ) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["webhooks"])
 
@@ -87,7 +86,6 @@ def subscriptions_router(
     async def add(body: SubscriptionBody, who: Author) -> NewSubscriptionAnswer:
         if body.flow_id:
             await flows.get(body.flow_id, workspace=who.workspace)
-        await poster.check(body.url)
         made, secret = await subscriptions.create(
             workspace=who.workspace, now=time.time(), **body.model_dump()
         )

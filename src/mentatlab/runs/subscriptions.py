@@ -1,6 +1,6 @@
 """Subscriptions of a workspace: addresses that are told of its runs' ends."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_urlsafe
 from typing import Any
 
@@ -17,9 +17,13 @@ from mentatlab.runs.secrets import Seal
 Subscriptions = list[Subscription]
 
 
+Allowed = Callable[[str], Awaitable[None]]
+"""Raises when a URL leads where nothing may be sent."""
+
+
 class SubscriptionStore:
-    def __init__(self, database: Database, seal: Seal) -> None:
-        self._db, self._seal = database, seal
+    def __init__(self, database: Database, seal: Seal, allowed: Allowed) -> None:
+        self._db, self._seal, self._allowed = database, seal, allowed
 
     async def create(
         self,
@@ -33,9 +37,10 @@ class SubscriptionStore:
     ) -> tuple[Subscription, str]:
         """With its secret, which is told here and never again; one of our own unless given.
 
-        `Invalid(WEBHOOK_INVALID)`
+        `Invalid(WEBHOOK_INVALID | WEBHOOK_ADDRESS_REFUSED)`
         """
         _check(url, events)
+        await self._allowed(url)
         made = Subscription(
             id=new_id("sub"),
             workspace=workspace,
