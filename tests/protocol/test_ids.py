@@ -22,3 +22,8 @@ def test_new_ids_are_ref_ids_and_differ() -> None:
     first, second = new_id("blob"), new_id("blob")
     assert is_ref_id(first)
     assert first != second
+
+
+def test_new_ids_sort_as_they_were_made() -> None:
+    made = [new_id("rn") for _ in range(2000)]
+    assert made == sorted(set(made))

@@ -16,5 +16,11 @@ def ulid(time_ms: int, randomness: bytes) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """`prefix_<ulid>`: `rn_…` run, `st_…` stream, `rs_…` a stream's own run, `blob_…` media."""
-    return f"{prefix}_{ulid(time.time_ns() // 1_000_000, os.urandom(10))}"
+    """`prefix_<ulid>`: `rn_…` run, `st_…` stream, `rs_…` a stream's own run, `blob_…` media.
+
+    The first 20 of its random bits are the nanoseconds of its millisecond (RFC 9562 §6.2, method
+    3), so those of one machine sort as they were made; 60 stay random.
+    """
+    time_ms, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    tail = nanoseconds << 60 | int.from_bytes(os.urandom(8), "big") >> 4
+    return f"{prefix}_{ulid(time_ms, tail.to_bytes(10, 'big'))}"
