@@ -9,11 +9,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support.coroutine_runner import Agent, Call, CoroutineRunner, Failure
 
-from mentatlab.protocol.errors import Conflict, NotFound, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, NotFound, Unavailable
 from mentatlab.protocol.events import Log, Metric, Progress
+from mentatlab.protocol.ids import new_id
 from mentatlab.protocol.records import RecordType
 from mentatlab.protocol.values import is_object
 from mentatlab.runs.events import RunFact
@@ -600,6 +602,24 @@ async def test_no_more_runs_than_slots_are_conducted_however_many_come_at_once(
         await asyncio.gather(*(house.engine.submit(ONE, {}) for _ in range(8)))
         states = Counter(run.state for run in await house.runs.list("default"))
         assert states == {"running": 2, "queued": 6}
+
+
+async def test_runs_that_wait_are_counted_over_all_engines(opened: Open) -> None:
+    limits = Limits(max_runs=1, max_queued=2)
+    async with opened({"text": forever}, limits=limits) as house:
+        for _ in range(2):
+            run = await house.engine.submit(ONE, {})
+        row = await house.store.get(run.id)
+        elsewhere = msgspec.structs.replace(row, id=new_id("rn"), owner="eng_other")
+        facts = [fact for _, fact in await house.store.events(row.id)]
+        await house.store.create(elsewhere, await house.store.snapshot(row.digest), facts)
+        with pytest.raises(Unavailable) as refused:
+            await house.engine.submit(ONE, {})
+        assert refused.value.code == Code.TOO_MANY_RUNS
+        assert (await house.engine.submit(ONE, {}, workspace="other")).state == "queued"
+        await house.engine.cancel(run.id, workspace="default")
+        assert (await house.engine.wait(run.id)).state == "cancelled"
+        assert (await house.engine.submit(ONE, {})).state == "queued"
 
 
 async def test_a_run_ends_though_the_answer_to_a_commit_was_lost(

@@ -11,9 +11,10 @@ from mentatlab.protocol.errors import Code, TooLarge, Unavailable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`max_runs` are conducted at a time; further ones wait as `queued`, at most `max_queued` of a
-    workspace in this process. `max_items`: of one `forEach`. `max_input_bytes`: of a run's inputs
-    as JSON, media not counted."""
+    """`max_runs` are conducted at a time by this engine; further ones wait as `queued`, at most
+    `max_queued` of a workspace over all engines (requests at the same moment may go over it).
+    `max_items`: of one `forEach`. `max_input_bytes`: of a run's inputs as JSON, media not
+    counted."""
 
     max_runs: int = 64
     max_queued: int = 10_000

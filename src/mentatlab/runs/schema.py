@@ -190,4 +190,8 @@ SCHEMA = (
     CREATE INDEX deliveries_by_subscription ON deliveries (subscription_id, id);
     CREATE INDEX deliveries_by_run ON deliveries (run_id);
     """,
+    # How many runs of a workspace wait for their turn.
+    """
+    CREATE INDEX runs_waiting ON runs (workspace, state) WHERE state = 'queued';
+    """,
 )

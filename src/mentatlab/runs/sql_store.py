@@ -45,6 +45,7 @@ _RENEW = """
     INSERT INTO engines VALUES (?, clock() + ?)
     ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
 """
+_WAITING = "SELECT count(*) AS count FROM runs WHERE workspace = ? AND state = 'queued'"
 _FORGET_AFTER_S = 3600.0
 _IS_MINE = "SELECT 1 FROM runs WHERE id = ? AND epoch = ?"
 _SAVE_CHECKPOINT = """
@@ -193,6 +194,12 @@ class SqlRunStore:
         sql = f"SELECT {_ROW} FROM runs WHERE {where} ORDER BY id DESC LIMIT ?"
         rows = await self._db.read(lambda db: db.execute(sql, (*values, limit)).fetchall())
         return [_row(r) for r in rows]
+
+    async def waiting(self, workspace: str) -> int:
+        def work(db: Connection) -> int:
+            return db.execute(_WAITING, (workspace,)).fetchone()["count"]
+
+        return await self._db.read(work)
 
     async def events(self, run_id: str, after: int = 0, limit: int | None = None) -> Log:
         sql = (

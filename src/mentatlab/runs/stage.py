@@ -56,7 +56,8 @@ class Stage:
         or of that which the same idempotency key made meanwhile."""
         room = not self._slots.locked()
         if not room:
-            check_queue(self._limits, self._waiting(draft.row.workspace))
+            waiting = await self._services.store.waiting(draft.row.workspace)
+            check_queue(self._limits, waiting)
         facts, first = list(draft.facts), _first_decision(draft)
         room = room and not first.state.finished
         created = reduce(apply, draft.facts, initial_state(draft.plan))
@@ -85,10 +86,6 @@ class Stage:
                 conductor.created(facts)
                 self._spawn(conductor, self._in_turn(conductor))
         return made
-
-    def _waiting(self, workspace: str) -> int:
-        rows = (conductor.row for conductor in self.live.values())
-        return sum(r.workspace == workspace and r.started_at is None for r in rows)
 
     # -- runs that began elsewhere
 

@@ -172,6 +172,10 @@ class RunStore(Protocol):
         """Newest first; `before` is a run id."""
         ...
 
+    async def waiting(self, workspace: str) -> int:
+        """How many of its runs wait for their turn, whichever engine has them."""
+        ...
+
     async def events(self, run_id: str, after: int = 0, limit: int | None = None) -> Log:
         """In order, with their sequence numbers."""
         ...

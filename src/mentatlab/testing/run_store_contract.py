@@ -199,6 +199,18 @@ class RunStoreContract:
 
     # --- whose a run is
 
+    async def test_waiting_runs_are_counted_whoever_has_them(self, store: RunStore) -> None:
+        for number, (workspace, state) in enumerate(
+            [("w", "queued"), ("w", "queued"), ("w", "running"), ("v", "queued")]
+        ):
+            owner = f"eng_{number}"
+            row = run_row(f"rn_{number}", workspace=workspace, state=state, owner=owner)
+            await store.create(row, SNAPSHOT, [CREATED])
+        assert [await store.waiting(workspace) for workspace in ("w", "v", "u")] == [2, 1, 0]
+        first = await store.get("rn_0")
+        await store.append(after(first, 1, state="running"), [STARTED])
+        assert await store.waiting("w") == 1
+
     async def test_who_lost_the_lease_cannot_append(self, store: RunStore) -> None:
         await store.create(run_row(), SNAPSHOT, [CREATED])
         (taken,) = await store.claim("eng_2")
