@@ -10,6 +10,7 @@ connections.
 import asyncio
 import contextlib
 import errno
+import itertools
 import queue
 import sqlite3
 import threading
@@ -34,8 +35,14 @@ def _nothing() -> None:
 
 
 class _Job(NamedTuple):
+    """`done` belongs to `loop`: only that sets it."""
+
     work: Callable[[sqlite3.Connection], Any]
-    done: Future[Any]
+    done: "asyncio.Future[Any]"
+    loop: asyncio.AbstractEventLoop
+
+
+_Answer = tuple[_Job, Any, BaseException | None]
 
 
 class Database:
@@ -103,9 +110,10 @@ class Database:
         """
         if self._closing:
             raise Unavailable(Code.UNAVAILABLE, "the database is closing")
-        job = _Job(work, Future())
+        loop = asyncio.get_running_loop()
+        job = _Job(work, loop.create_future(), loop)
         self._jobs.put(job)
-        return await asyncio.shield(asyncio.wrap_future(job.done))
+        return await job.done
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on a read-only connection in a small thread pool; all of it sees the last
@@ -189,7 +197,7 @@ class Database:
     def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         try:
             connection.execute("BEGIN IMMEDIATE")
-            results = [(job, *self._run_job(connection, job)) for job in jobs]
+            answers = [(job, *self._run_job(connection, job)) for job in jobs]
             self._before_commit()
             connection.execute("COMMIT")
             self.commits += 1
@@ -197,14 +205,8 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             failure = _translate(error)
-            for job in jobs:
-                job.done.set_exception(failure)
-            return
-        for job, value, error in results:
-            if error is None:
-                job.done.set_result(value)
-            else:
-                job.done.set_exception(error)
+            answers = [(job, None, failure) for job in jobs]
+        _tell(answers)
 
     @staticmethod
     def _run_job(connection: sqlite3.Connection, job: _Job) -> tuple[Any, BaseException | None]:
@@ -219,6 +221,23 @@ class Database:
             raise  # SQLite itself rolled the whole group back (disk full, I/O error)
         connection.execute("RELEASE job")
         return value, None
+
+
+def _tell(answers: Sequence[_Answer]) -> None:
+    """In the loop of the callers, all of a group at once: waking it costs more than a job."""
+    for loop, group in itertools.groupby(answers, key=lambda answer: answer[0].loop):
+        with contextlib.suppress(RuntimeError):  # a loop that was closed waits for nothing
+            loop.call_soon_threadsafe(_settle, list(group))
+
+
+def _settle(answers: Sequence[_Answer]) -> None:
+    for job, value, error in answers:
+        if job.done.done():
+            continue  # its caller was cancelled
+        if error is None:
+            job.done.set_result(value)
+        else:
+            job.done.set_exception(error)
 
 
 def _translate(error: BaseException) -> BaseException:

@@ -74,7 +74,7 @@ class Conductor:
         self._first: Sequence[cmd.Command] = ()
         self._recovered = False
         self._ending = asyncio.Event()
-        self.ended = asyncio.Event()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- what the engine calls
 
@@ -169,7 +169,8 @@ class Conductor:
 
     async def _close(self) -> None:
         closed = await self._journal.close()
-        self.ended.set()
+        if not self.ended.done():
+            self.ended.set_result(None)
         if closed and self._lanes.complete:
             await self._services.store.close(self._info.id, self.row.epoch)
 

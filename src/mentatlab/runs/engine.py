@@ -283,9 +283,11 @@ class Engine:
 
     async def _lane_states(self, conductor: Conductor) -> dict[str, str]:
         """Of the run's streams, by id; those of reused nodes are another run's."""
-        hub, run_id = self._services.hub, conductor.row.id
+        hub, run_id, lanes = self._services.hub, conductor.row.id, run_lanes(conductor.plan)
+        if not lanes:
+            return {}
         found = {lane.stream_id: str(lane.state) for lane in await hub.lanes(run_id)}
-        for node, pin in run_lanes(conductor.plan):
+        for node, pin in lanes:
             name = conductor.values.lane_of(node.id, pin, run_id)
             if name not in found and name != stream_id(run_id, node.id, pin):
                 with contextlib.suppress(NotFound, Gone):
@@ -325,11 +327,7 @@ class Engine:
 
     async def _ended(self, conductor: Conductor, task: "asyncio.Task[None]") -> None:
         """The run has, or somebody else conducts it now."""
-        ended = asyncio.create_task(conductor.ended.wait())
-        try:
-            await asyncio.wait([ended, task], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
+        await asyncio.wait([conductor.ended, task], return_when=asyncio.FIRST_COMPLETED)
 
     async def outputs(self, run_id: str, *, workspace: str) -> dict[str, Any]:
         """By `node.pin`: what there is so far. A stream is told by its id; one that an output node

@@ -18,8 +18,8 @@ from mentatlab.runs.services import RunInfo, Services
 logger = logging.getLogger(__name__)
 
 _BATCH = 256
-_LINGER_S = 0.02
-"""Between two publications: the events of a quick chain share the lane's commits."""
+_LINGER_S = 0.05
+"""Before a publication: a quick run publishes once, when it has ended."""
 
 
 class Journal:
@@ -62,9 +62,9 @@ class Journal:
         try:
             while True:
                 await self._wake.wait()
+                await asyncio.sleep(_LINGER_S)
                 self._wake.clear()
                 await self._flush()
-                await asyncio.sleep(_LINGER_S)
         except MentatError:
             logger.exception("events of run %s wait for the next start", self._run.id)
 

@@ -66,6 +66,7 @@ class RoutedLog:
             return await self._memory.open(made, start, now=now)
         opened = await self._durable.open(lane, start, now=now)
         if opened.lane.durability == "commit":
+            self._remember(opened.lane.stream_id)
             return opened
         return Opened(await self._revived(opened.lane))
 
@@ -183,10 +184,13 @@ class RoutedLog:
             if not _is_durable(lane):
                 await self._revived(lane)
                 return self._memory
-            if len(self._commit) >= _REMEMBERED:
-                self._commit.clear()
-            self._commit.add(stream_id)
+            self._remember(stream_id)
         return self._durable
+
+    def _remember(self, stream_id: str) -> None:
+        if len(self._commit) >= _REMEMBERED:
+            self._commit.clear()
+        self._commit.add(stream_id)
 
     async def _revived(self, lane: Lane) -> Lane:
         """The lane again, empty and under a new epoch; ended when nobody can go on with it."""
