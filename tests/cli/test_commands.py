@@ -12,6 +12,8 @@ from tests.gateway.conftest import ECHO, ECHO_FLOW, write_agent
 
 from mentatlab.cli.keys import ROLES
 from mentatlab.cli.root import cli
+from mentatlab.cli.webhooks import EVENTS
+from mentatlab.flows import webhooks
 from mentatlab.gateway import identity
 
 Command = Callable[..., Result]
@@ -267,6 +269,25 @@ def test_keys_with_a_role(mentatlab: Command):
     assert made["scopes"] == ["read"]
     both = ("--role", "multimodal_consumer", "--scope", "run")
     assert "not both" in mentatlab("keys", "add", *both, code=2).stderr
+
+
+def test_who_is_told_of_runs_ends(mentatlab: Command, monkeypatch: pytest.MonkeyPatch):
+    assert webhooks.EVENTS == EVENTS
+    refused = mentatlab("webhooks", "subscribe", "http://127.0.0.1:9/hook", code=1)
+    assert "WEBHOOK_ADDRESS_REFUSED" in refused.stderr
+    monkeypatch.setenv("MENTATLAB_WEBHOOK_PRIVATE", "true")
+    asked = ("subscribe", "http://127.0.0.1:9/hook", "--event", "run_failed")
+    answer = mentatlab("webhooks", *asked)
+    name = answer.stdout.strip()
+    assert "whsec_" in answer.stderr
+    listed = mentatlab("webhooks", "subscriptions").stdout
+    assert all(text in listed for text in (name, "run_failed", "since"))
+    assert data(mentatlab("webhooks", "deliveries", "--state", "failed", "--json")) == {
+        "deliveries": [],
+        "next": None,
+    }
+    assert mentatlab("webhooks", "unsubscribe", name).stdout == f"removed {name}\n"
+    assert "NOT_FOUND" in mentatlab("webhooks", "redeliver", "rn_none", code=1).stderr
 
 
 def test_the_description_of_the_api(mentatlab: Command):

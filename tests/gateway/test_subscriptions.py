@@ -28,6 +28,10 @@ def settings(settings: Settings) -> Settings:
     return replace(settings, webhook_private=True)
 
 
+def own_webhook(receiver: Scripted) -> str:
+    return f"runConfig: {{webhooks: [{{url: '{receiver.url}/own', secret: HOOK_SECRET}}]}}\n"
+
+
 async def run_echo(app: App, http: httpx2.AsyncClient, flow: Any = ECHO_FLOW) -> str:
     answer = await http.post("/api/v1/runs", json={"flow": flow, "inputs": {"words": "hi"}})
     assert answer.status_code == 201, answer.text
@@ -70,8 +74,7 @@ async def test_a_subscription_from_its_making_to_its_end(
 async def test_a_flow_that_names_its_receivers(
     app: App, http: httpx2.AsyncClient, admin: httpx2.AsyncClient, receiver: Scripted
 ) -> None:
-    own = f"runConfig: {{webhooks: [{{url: '{receiver.url}/own', secret: HOOK_SECRET}}]}}\n"
-    body = {"flow": ECHO_FLOW + own, "inputs": {"words": "hi"}}
+    body = {"flow": ECHO_FLOW + own_webhook(receiver), "inputs": {"words": "hi"}}
     refused = await http.post("/api/v1/runs", json=body)
     assert refused.json()["code"] == "SECRET_MISSING"
     await admin.put("/api/v1/secrets/HOOK_SECRET", json={"value": "not to be guessed"})
@@ -111,13 +114,21 @@ async def test_what_cannot_be_subscribed_to(
     assert answer.json()["hint"]
 
 
-async def test_addresses_inside_are_refused_unless_it_is_said(settings: Settings) -> None:
+async def test_addresses_inside_are_refused_unless_it_is_said(
+    settings: Settings, receiver: Scripted
+) -> None:
     async with build(replace(settings, webhook_private=False)) as app, client_of(app) as http:
         for url in ("http://127.0.0.1:9/x", "http://localhost/x", "http://169.254.169.254/"):
             answer = await http.post("/api/v1/subscriptions", json={"url": url})
             refused = (answer.status_code, answer.json()["code"])
             assert refused == (400, "WEBHOOK_ADDRESS_REFUSED"), answer.text
         assert "MENTATLAB_WEBHOOK_PRIVATE" in answer.json()["hint"]
+        await app.services.secrets.put("HOOK_SECRET", "guess", workspace="default", now=1.0)
+        run_id = await run_echo(app, http, ECHO_FLOW + own_webhook(receiver))
+        (found,) = await delivered(http, run_id=run_id)
+    assert (found["state"], found["attempts"]) == ("failed", 1)
+    assert "WEBHOOK_ADDRESS_REFUSED" in found["error"]
+    assert receiver.requests == []
 
 
 async def test_another_workspace_sees_nothing(

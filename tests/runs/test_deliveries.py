@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -276,26 +277,26 @@ async def test_what_fails_is_tried_again_later_and_later_with_the_same_body(worl
     assert len({headers[HEADER] for _, _, headers in world.got}) == 4, "each is signed when sent"
 
 
-async def test_it_is_given_up_after_a_day_and_can_be_sent_again(each: World) -> None:
-    await each.subscribe()
-    (made,) = await each.end()
-    sender = each.sender()
-    each.answers = [503]
-    while (found := (await each.deliveries())[0]).state == "waiting":
-        each.now = max(each.now, found.next_at)
+async def test_it_is_given_up_after_a_day_and_can_be_sent_again(world: World) -> None:
+    await world.subscribe()
+    (made,) = await world.end()
+    sender = world.sender()
+    world.answers = [503]
+    while (found := (await world.deliveries())[0]).state == "waiting":
+        world.now = max(world.now, found.next_at)
         await sender.look()
-    assert GIVE_UP_S <= each.now - NOON <= GIVE_UP_S + BASE_S
-    assert (found.state, found.ended_at) == ("failed", each.now)
+    assert GIVE_UP_S <= world.now - NOON <= GIVE_UP_S + BASE_S
+    assert (found.state, found.ended_at) == ("failed", world.now)
     assert "503" in found.error
     assert 20 < found.attempts < 60
-    each.answers = [200]
+    world.answers = [200]
     await sender.look()
     with pytest.raises(NotFound):
-        await each.store.redeliver(made.id, workspace="v", now=each.now)
-    again = await each.store.redeliver(made.id, workspace="w", now=each.now)
+        await world.store.redeliver(made.id, workspace="v", now=world.now)
+    again = await world.store.redeliver(made.id, workspace="w", now=world.now)
     assert (again.state, again.ended_at) == ("waiting", 0.0)
     await sender.look()
-    assert (await each.state())[0] == "delivered"
+    assert (await world.state())[0] == "delivered"
 
 
 async def test_410_stops_the_subscription(each: World) -> None:
@@ -350,23 +351,23 @@ async def test_the_delivery_of_a_replica_that_died_passes_on(each: World) -> Non
     assert await each.state() == ("delivered", 2, 200, "")
 
 
-async def test_a_receiver_that_hangs_holds_up_nobody_else(each: World) -> None:
-    hung, _ = await each.subscribe(url="https://hung.example")
+async def test_a_receiver_that_hangs_holds_up_nobody_else(world: World) -> None:
+    hung, _ = await world.subscribe(url="https://hung.example")
     for n in range(2 * MOST_AT_ONCE):
-        await each.end(f"rn_{n:03}")
-    each.answers, each.gate = [200], asyncio.Event()
-    sender = each.sender()
+        await world.end(f"rn_{n:03}")
+    world.answers, world.gate = [200], asyncio.Event()
+    sender = world.sender()
     hanging = asyncio.create_task(sender.look())
-    await each.called.wait()
-    good, _ = await each.subscribe(url="https://good.example")
-    await each.end("rn_x")
+    await world.called.wait()
+    good, _ = await world.subscribe(url="https://good.example")
+    await world.end("rn_x")
     passing = asyncio.create_task(sender.look())
-    while not any(url == good.url for url, _, _ in each.got):
-        each.called.clear()
-        await each.called.wait()
-    held = [url for url, _, _ in each.got if url == hung.url]
+    while not any(url == good.url for url, _, _ in world.got):
+        world.called.clear()
+        await world.called.wait()
+    held = [url for url, _, _ in world.got if url == hung.url]
     assert len(held) < MOST_AT_ONCE / 2
-    each.gate.set()
+    world.gate.set()
     await asyncio.gather(hanging, passing)
 
 
@@ -403,6 +404,22 @@ async def test_lists_by_page_and_what_is_forgotten(each: World) -> None:
     await each.end("rn_9")
     await each.sender().look()
     assert [d.run_id for d in await each.deliveries()] == ["rn_9"]
+
+
+async def test_the_check_that_the_guide_shows_takes_what_is_sent(world: World) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "schedules-and-webhooks.md"
+    code = guide.read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    world.now = time.time()
+    _, secret = await world.subscribe()
+    await world.end()
+    world.answers = [200]
+    await world.sender().look()
+    ((_, body, headers),) = world.got
+    assert names["is_genuine"](secret, body, headers[HEADER])
+    assert not names["is_genuine"](secret, body + b" ", headers[HEADER])
+    assert not names["is_genuine"]("another", body, headers[HEADER])
 
 
 @given(st.floats(0, GIVE_UP_S), st.floats(0, 1))
