@@ -19,6 +19,7 @@ import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from mentatlab.gateway.admission import headers_too_large, too_long
 from mentatlab.gateway.head import STREAMS_PATH, Head
@@ -26,7 +27,7 @@ from mentatlab.gateway.problems import bytes_of
 from mentatlab.gateway.stream_access import first_of
 from mentatlab.gateway.stream_frames import MAX_MESSAGE_BYTES
 from mentatlab.gateway.stream_sse_raw import RawEvents, is_ours
-from mentatlab.gateway.streams import Streams, peer_of
+from mentatlab.gateway.streams import CLOSE_S, Streams, peer_of
 from mentatlab.gateway.zero_copy import AVAILABLE, ZeroCopy
 from mentatlab.protocol.errors import Code, Invalid, MentatError
 
@@ -70,6 +71,14 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's own, which would hold what its peer does not answer for ten seconds."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.close_timeout = CLOSE_S
 
 
 class _Http(HttpToolsProtocol):
@@ -224,7 +233,7 @@ def _config(
     app: ASGIApp, streams: Streams | None, threads: Executor, tls: Tls | None
 ) -> uvicorn.Config:
     http: Any = functools.partial(_Http, streams, threads)
-    ws: Any = functools.partial(Upgrade, streams) if streams and Upgrade else "websockets-sansio"
+    ws: Any = functools.partial(Upgrade, streams) if streams and Upgrade else _WebSocket
     config = uvicorn.Config(
         app,
         http=http,
