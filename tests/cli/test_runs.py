@@ -93,3 +93,22 @@ TRIES = [{"started_at": 2.0, "ended_at": 3.0}, {"started_at": 6.0, "ended_at": 9
 )
 def test_bars(unit: dict[str, Any], bar: str):
     assert bar_of(unit, 0.0, 10.0, width=10) == bar
+
+
+def test_a_run_is_shown_once_more_as_it_went(home: Path, run_id: str):
+    told = mentatlab(home, "runs", "replay", run_id, "--speed", "1000").stdout.splitlines()
+    assert told[0] == "run started"
+    assert "echo will be tried again" in "\n".join(told)
+    assert told[-1] == "run succeeded"
+    lines = mentatlab(home, "runs", "replay", run_id, "--speed", "1000", "--json").stdout
+    records = [json.loads(line) for line in lines.splitlines()]
+    types = [r["payload"]["data"]["type"] for r in records if r["type"] == "stream_data"]
+    assert (types[0], types[-1]) == ("run_created", "run_finished")
+    rest = mentatlab(
+        home, *("runs", "replay", run_id, "--speed", "1000", "--json"),
+        *("--from", records[1]["cursor"]),
+    ).stdout  # fmt: skip
+    assert [json.loads(line) for line in rest.splitlines()][-1] == records[-1]
+    assert len(rest.splitlines()) == len(records) - 2
+    assert "RUN_NOT_FOUND" in mentatlab(home, "runs", "replay", "rn_none", code=1).stderr
+    mentatlab(home, "runs", "replay", run_id, "--speed", "0", code=2)

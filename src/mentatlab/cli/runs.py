@@ -11,7 +11,7 @@ from mentatlab.cli.connect import Target, connected, target_options
 from mentatlab.cli.inputs import read_value, split_pairs
 from mentatlab.cli.keys import date
 from mentatlab.cli.output import asynchronous, emit, emit_line, json_option, note, table, wants_json
-from mentatlab.cli.progress import describe_event
+from mentatlab.cli.progress import describe_event, text_of
 from mentatlab.cli.results import compact
 from mentatlab.cli.timeline import timeline_text
 from mentatlab.protocol.errors import Code, Invalid
@@ -160,6 +160,46 @@ async def resume(*, run_id: str, target: Target) -> None:
     """Go on with a paused run."""
     async with connected(replace(target, recover=True)) as client:
         _say_state(await client.resume(run_id))
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="A factor of recorded time.",
+)
+@click.option("--from", "from_", metavar="CURSOR", default="start", help="Go on behind a record.")
+@target_options
+@json_option
+@asynchronous
+async def replay(*, run_id: str, speed: float, from_: str, target: Target) -> None:
+    """Show an ended run once more as it went: its events and what its nodes streamed. Nothing is
+    executed. With --json, each line is a record with its `cursor`.
+    """
+    async with connected(target) as client:
+        async for record in client.replay(run_id, speed=speed, from_=from_):
+            if wants_json():
+                emit_line(record)
+            elif line := _replayed(record):
+                click.echo(line)
+
+
+def _replayed(record: dict[str, Any]) -> str:
+    """One line, "" for what only programs care about."""
+    match record:
+        case {"type": "gap", "reason": str(reason)}:
+            return f"(a gap: {reason})"
+        case {"type": "stream_data", "node_id": "_run", "payload": {"data": event}}:
+            return describe_event(event)
+        case {"type": "stream_data", "node_id": node, "pin_name": pin, "payload": payload}:
+            value = payload.get("ref", payload.get("data"))
+            item = f"[{record['item']}]" if "item" in record else ""
+            return f"{node}{item}.{pin}: {shorten(text_of(value) or value)}"
+        case _:
+            return ""
 
 
 @runs.command()

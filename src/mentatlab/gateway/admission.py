@@ -221,7 +221,7 @@ class Admission:
             return
         check_host(self.rules, head)
         if not self.rules.streaming and head.path.startswith((STREAMS_PATH, SOCKETS_PATH)):
-            raise _streaming_is_off()
+            raise streaming_is_off()
         asked = head.asked
         _check_no_secret(asked)
         ref = signed_ref(head.path, asked)
@@ -332,7 +332,7 @@ def _foreign(message: str) -> Forbidden:
     )
 
 
-def _streaming_is_off() -> Forbidden:
+def streaming_is_off() -> Forbidden:
     return Forbidden(
         Code.FEATURE_DISABLED,
         "streaming is switched off on this server",

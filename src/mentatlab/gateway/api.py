@@ -19,6 +19,7 @@ from mentatlab.gateway.keys_routes import keys_router
 from mentatlab.gateway.problems import MEDIA_TYPE, ProblemDetails, install
 from mentatlab.gateway.run_control_routes import run_control_router
 from mentatlab.gateway.run_events import run_events_router
+from mentatlab.gateway.run_replay import replay_router
 from mentatlab.gateway.run_views import run_views_router
 from mentatlab.gateway.runs_routes import runs_router
 from mentatlab.gateway.schedule_routes import schedules_router
@@ -120,6 +121,7 @@ def _routers(services: Services, admission: Admission, multimodal: bool) -> list
         run_control_router(services.engine),
         run_events_router(services.runs),
         run_views_router(services.runs),
+        replay_router(services.runs, streaming=admission.rules.streaming),
         storage_router(services.storage, storage_workspace, uploader),
         storage_admin_router(services.storage),
         uploads_router(services.storage.uploads, uploader, storage_workspace),

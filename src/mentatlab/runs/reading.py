@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from mentatlab.flows.plan import Plan
-from mentatlab.protocol.errors import Code, Gone, NotFound
+from mentatlab.protocol.errors import Code, Conflict, Gone, NotFound
 from mentatlab.protocol.records import RecordType, StreamChunk
 from mentatlab.runs import events as ev
 from mentatlab.runs.intake import plan_of
@@ -19,7 +19,7 @@ from mentatlab.runs.state import RUN_TERMINAL
 from mentatlab.runs.store import EVERY_RUN, Facts, RunFilter, RunRow, RunStore, unknown_run
 from mentatlab.runs.timeline import FIRST_ITEMS, ItemPage, LaneTimes, Timeline, timeline
 from mentatlab.runs.values import Values, run_lanes
-from mentatlab.runs.views import RunView, summary
+from mentatlab.runs.views import Recorded, RecordedStream, RunView, summary
 from mentatlab.streams.hub import StreamingConnectionManager
 from mentatlab.streams.port import Lane
 from mentatlab.streams.subscription import Subscription
@@ -160,6 +160,47 @@ class RunReader:
             async with asyncio.timeout(CLOSING_S):
                 while news is not None and not news.over:
                     await news.batch()
+
+    async def replay(self, run_id: str, *, workspace: str) -> Recorded:
+        """What there is to be told again. `Conflict(RUN_ACTIVE)` before the run's end,
+        `Gone(STREAM_EXPIRED)` when its streams are not kept any more."""
+        row = await self._row(run_id, workspace)
+        if row.state not in RUN_TERMINAL:
+            raise Conflict(
+                Code.RUN_ACTIVE,
+                f"the run {run_id} is {row.state}",
+                hint=f"follow it as it goes: GET /api/v1/streams/{run_id}/sse",
+            )
+        try:
+            await self._hub.find(run_id)
+        except NotFound as error:
+            raise Gone(
+                Code.STREAM_EXPIRED,
+                f"what the run {run_id} streamed is not kept any more",
+                hint=f"its events are: GET /api/v1/runs/{run_id}/events",
+            ) from error
+        plan = await self._plan(row)
+        values = Values(plan, row.inputs)
+        values.add(await self._facts(run_id))
+        lanes = {lane.stream_id: lane for lane in await self._hub.lanes(run_id)}
+        streams = [
+            await self._recorded(run_id, node.id, pin, values.lane_of(node.id, pin, run_id), lanes)
+            for node, pin in run_lanes(plan)
+        ]
+        ended = row.created_at if row.finished_at is None else row.finished_at
+        return Recorded(state=row.state, recorded_s=ended - row.created_at, streams=tuple(streams))
+
+    async def _recorded(
+        self, run_id: str, node: str, pin: str, name: str, lanes: dict[str, Lane]
+    ) -> RecordedStream:
+        lane = lanes.get(name) or await self._lane_elsewhere(name)
+        return RecordedStream(
+            stream_id=name,
+            node_id=node,
+            pin_name=pin,
+            state="expired" if lane is None else lane.state,
+            reused=name != stream_id(run_id, node, pin),
+        )
 
     # -- views
 

@@ -70,6 +70,20 @@ class StreamView(View, frozen=True, kw_only=True):
     state: str  # open | ended | errored
 
 
+class RecordedStream(StreamView, frozen=True, kw_only=True):
+    """`reused`: of a node that did not run, recorded in the run that made it."""
+
+    reused: bool
+
+
+class Recorded(View, frozen=True, kw_only=True):
+    """A run that has ended, with what can be replayed of it: `recorded_s` from its making on."""
+
+    state: str
+    recorded_s: float
+    streams: tuple[RecordedStream, ...]
+
+
 class RunView(View, frozen=True, kw_only=True):
     """A run; `nodes`, `streams` and `outputs` stay empty in lists. `origin`: the run that this one
     does again, from `from_node`; `trigger`: the schedule or webhook that made it."""

@@ -227,6 +227,24 @@ class AsyncClient(Controls):
         body = _given({"from_node": from_node, "params": params})
         return await self._call("POST", f"/api/v1/runs/{_part(run_id)}/rerun", json=body)
 
+    async def replay(
+        self, run_id: str, *, speed: float = 1.0, from_: str | int = "start"
+    ) -> AsyncGenerator[Answer]:
+        """The record of an ended run, told again at `speed` times its pace; nothing is executed.
+
+        Every record of its streams in one order, over any number of reconnects, with its `cursor`
+        (a `from_` for another time); the run's own events are those of the node `_run`. What is not
+        kept any more is told as `{"type": "gap", …}`.
+        """
+        await self._call("POST", f"/api/v1/runs/{_part(run_id)}/replay", json={"speed": speed})
+        query = urlencode({"from": from_, "rate": speed})
+        path = f"/api/v1/streams/{_part(run_id)}/sse?{query}"
+        async with contextlib.aclosing(self._follow(path)) as found:
+            async for event in found:
+                if event.name == "gap" or event.name.startswith("stream_"):
+                    told = msgspec.json.decode(event.data)
+                    yield {"type": event.name, **told, "cursor": event.id}
+
     async def timeline(self, run_id: str, *, items: int = 100) -> Answer:
         """When everything happened; of `forEach` nodes the first `items` items one by one."""
         path = f"/api/v1/runs/{_part(run_id)}/timeline"
