@@ -49,6 +49,7 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
         "MENTATLAB_LOG": "redis://:pass@host/0",
         "MENTATLAB_REDIS_PREFIX": "mine:",
         "MENTATLAB_REDIS_ALLOW_RELAXED": "yes",
+        "MENTATLAB_WEBHOOK_PRIVATE": "true",
         "MENTATLAB_TOKEN_SECRET": "t" * 32,
         "ENABLE_MULTIMODAL": "off",
         "ENABLE_STREAMING": "False",
@@ -70,6 +71,7 @@ def test_the_environment_and_options_win_over_it(tmp_path: Path):
     }
     for secret in ("SECRET", "pass", "tttt"):
         assert secret not in repr(settings)
+    assert settings.webhook_private
     assert settings.log == SharedLog(url="redis://:pass@host/0", prefix="mine:", allow_relaxed=True)
     assert settings.token_secret == "t" * 32
     told = read_settings(environ, host="localhost", port=0, agent_dirs=(Path("/c"),))

@@ -14,7 +14,7 @@ from tests.support.postgres import postgres
 
 from mentatlab.database import Database
 from mentatlab.postgres import PostgresDatabase
-from mentatlab.protocol.errors import Code, Invalid, MentatError, NotFound, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, Invalid, MentatError, NotFound, Unavailable
 from mentatlab.runs import events as ev
 from mentatlab.runs.deliveries import (
     BASE_S,
@@ -36,7 +36,7 @@ from mentatlab.runs.secrets import Seal
 from mentatlab.runs.signatures import HEADER, verify
 from mentatlab.runs.sql_store import SqlRunStore
 from mentatlab.runs.store import Snapshot
-from mentatlab.runs.subscriptions import SubscriptionStore
+from mentatlab.runs.subscriptions import MOST, SubscriptionStore
 from mentatlab.sqlite import Database as SqliteDatabase
 from mentatlab.testing.run_store_contract import CREATED, SNAPSHOT, after, run_row
 
@@ -54,6 +54,7 @@ class World:
 
     def __init__(self, database: Database) -> None:
         seal = Seal("server")
+        self.database = database
         self.runs = SqlRunStore(database)
         self.subscriptions = SubscriptionStore(database, seal, anywhere)
         self.store = DeliveryStore(database)
@@ -201,6 +202,24 @@ async def test_a_deleted_subscription_hears_nothing_more(each: World) -> None:
     await each.subscriptions.delete(made.id, workspace="w")
     assert await each.deliveries() == []
     assert await each.end("rn_2") == []
+
+
+async def test_a_subscription_that_goes_while_a_run_ends(world: World) -> None:
+    made, _ = await world.subscribe()
+    await world.end()
+    sql = "DELETE FROM subscriptions WHERE id = ?"
+    await world.database.write(lambda db: db.execute(sql, (made.id,)).rowcount)
+    await world.sender().look()
+    assert (world.got, await world.deliveries()) == ([], [])
+
+
+async def test_a_workspace_has_so_many_and_no_more(world: World) -> None:
+    for _ in range(MOST):
+        await world.subscribe()
+    await world.subscribe(workspace="v")
+    with pytest.raises(Conflict):
+        await world.subscribe()
+    assert len(await world.end()) == MOST
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,8 @@ class DeliveryStore:
 
         def work(db: Connection) -> list[Leased]:
             rows = db.execute(take, (*wanted, now + LEASE_S)).fetchall()
-            return [_leased(db, _delivery(row)) for row in rows]
+            found = (_leased(db, _delivery(row)) for row in rows)
+            return [leased for leased in found if leased is not None]
 
         return await self._db.write(work)
 
@@ -226,9 +227,13 @@ _REDELIVER = """
 """
 
 
-def _leased(db: Connection, delivery: Delivery) -> Leased:
+def _leased(db: Connection, delivery: Delivery) -> Leased | None:
+    """None, and the delivery is gone, when its subscription was deleted while the run ended."""
     sql = "SELECT body, sealed, stopped_at FROM subscriptions WHERE id = ?"
     row = db.execute(sql, (delivery.subscription_id,)).fetchone()
+    if row is None:
+        db.execute("DELETE FROM deliveries WHERE id = ?", (delivery.id,))
+        return None
     return Leased(delivery, subscription_of(row), bytes(row["sealed"]))
 
 

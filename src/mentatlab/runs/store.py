@@ -132,14 +132,15 @@ class RunStore(Protocol):
         idempotency: Idempotency | None = None,
     ) -> str:
         """The new run's id, or that of the run which the same key made before, with nothing
-        written.
+        written. The webhooks of its flow will be told of its end.
 
         `Conflict(IDEMPOTENCY_CONFLICT)` when the key was used for another request.
         """
         ...
 
     async def append(self, row: RunRow, events: Sequence[ev.RunFact]) -> None:
-        """Add events after `row.last_seq - len(events)` and write the row's state.
+        """Add events after `row.last_seq - len(events)` and write the row's state; with the run's
+        end, what is to be told to those who asked for it.
 
         `Fenced(LEASE_LOST)` when the run's epoch or last event is not the one that `row` continues.
         """

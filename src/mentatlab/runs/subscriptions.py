@@ -8,7 +8,7 @@ import msgspec
 
 from mentatlab.database import Connection, Database
 from mentatlab.flows.webhooks import EVENTS, unknown_events, url_fault
-from mentatlab.protocol.errors import Code, Invalid, NotFound
+from mentatlab.protocol.errors import Code, Conflict, Invalid, NotFound
 from mentatlab.protocol.ids import new_id
 from mentatlab.runs import outbox
 from mentatlab.runs.outbox import Subscription
@@ -17,6 +17,8 @@ from mentatlab.runs.secrets import Seal
 Subscriptions = list[Subscription]
 
 
+MOST = 100
+"""Of a workspace: each end of a run looks at all of them."""
 Allowed = Callable[[str], Awaitable[None]]
 """Raises when a URL leads where nothing may be sent."""
 
@@ -37,7 +39,7 @@ class SubscriptionStore:
     ) -> tuple[Subscription, str]:
         """With its secret, which is told here and never again; one of our own unless given.
 
-        `Invalid(WEBHOOK_INVALID | WEBHOOK_ADDRESS_REFUSED)`
+        `Invalid(WEBHOOK_INVALID | WEBHOOK_ADDRESS_REFUSED)`, `Conflict(CONFLICT)`
         """
         _check(url, events)
         await self._allowed(url)
@@ -53,6 +55,13 @@ class SubscriptionStore:
         sealed = self._seal.close(plain, made.id)
 
         def work(db: Connection) -> None:
+            sql = "SELECT count(*) FROM subscriptions WHERE workspace = ? AND run_id = ''"
+            if db.execute(sql, (workspace,)).fetchone()[0] >= MOST:
+                raise Conflict(
+                    Code.CONFLICT,
+                    f"the workspace has {MOST} subscriptions, and may not have more",
+                    hint="end one: mentatlab webhooks unsubscribe ID",
+                )
             outbox.add(db, made, sealed)
 
         await self._db.write(work)
