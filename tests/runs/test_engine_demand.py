@@ -12,7 +12,7 @@ from tests.support.coroutine_house import Agents, flow, node, pin, standing, sta
 from tests.support.coroutine_runner import Call, CoroutineRunner
 
 from mentatlab.runners.port import Invocation, Outcome
-from mentatlab.runs import conductor
+from mentatlab.runs import live_attempts
 from mentatlab.testing.house import open_house
 
 LINES = pin("lines", "stream of string")
@@ -137,7 +137,7 @@ class DeafRunner(CoroutineRunner):
 async def test_an_end_that_nobody_could_see_is_recorded_as_such(
     agents: Agents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conductor, "UNCONFIRMED_S", 0.05)
+    monkeypatch.setattr(live_attempts, "UNCONFIRMED_S", 0.05)
     runner = DeafRunner()
     home = open_house(tmp_path / "home", [tmp_path / "agents"], runner=runner)
     async with home as house, asyncio.timeout(30):

@@ -7,69 +7,66 @@ here.
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 
 from mentatlab.flows.plan import Plan
 from mentatlab.protocol.errors import MentatError
-from mentatlab.protocol.records import Draft
 from mentatlab.runs import commands as cmd
 from mentatlab.runs import decide as d
 from mentatlab.runs import events as ev
 from mentatlab.runs import signals as sg
-from mentatlab.runs.assignment import Assignment, SavedState
-from mentatlab.runs.attempts import NodeAttempt
 from mentatlab.runs.cache import ContentCache
 from mentatlab.runs.checkpoints import stored
 from mentatlab.runs.faults import fault_of
 from mentatlab.runs.journal import Journal
+from mentatlab.runs.live_attempts import LiveAttempts
 from mentatlab.runs.map_nodes import MapNodes
 from mentatlab.runs.preparing import Preparation
 from mentatlab.runs.run_lanes import RunLanes
-from mentatlab.runs.secrets import Mask, masked, masked_note
 from mentatlab.runs.services import RunInfo, Services
 from mentatlab.runs.state import RunState, apply
-from mentatlab.runs.store import Checkpoint, RunRow
+from mentatlab.runs.store import RunRow
 from mentatlab.runs.values import Values
 
 logger = logging.getLogger(__name__)
 
 _UNIT = tuple[str, int | None]
-_ATTEMPT = tuple[str, int | None, int]
 _UNIT_ENDS = ev.NodeSucceeded | ev.NodeCached | ev.NodeSkipped | ev.NodeFailed | ev.NodeCancelled
-
-UNCONFIRMED_S = 65.0
-"""After an attempt was asked to stop (5 s later its process is killed): then it counts as ended,
-though nobody could see it."""
 
 
 class Conductor:
-    """`state`, `row` and `values` are those of the last commit; `percent` the agents' last
-    progress."""
+    """`state`, `row` and `values` are those of the last commit."""
 
     def __init__(
         self, services: Services, row: RunRow, plan: Plan, state: RunState, values: Values
     ) -> None:
         self._services, self.plan = services, plan
         self.row, self.state, self.values = row, state, values
-        self.percent: dict[str, float] = {}
         self._info = RunInfo(id=row.id, workspace=row.workspace, flow_id=row.flow_id)
         self._journal = Journal(services, self._info)
         self._inbox: asyncio.Queue[sg.Signal] = asyncio.Queue()
         self._told = self._heard = 0
-        self._secrets: dict[str, str] = {}
-        self._mask = Mask(())
         self._asking: list[tuple[int, asyncio.Event]] = []
-        self._attempts: dict[_ATTEMPT, NodeAttempt] = {}
-        self._running: dict[_ATTEMPT, asyncio.Task[None]] = {}
         self._working: set[asyncio.Task[None]] = set()  # what the run's end does not wait for
-        self._saved: dict[_UNIT, SavedState] = {}
         self._keys: dict[_UNIT, str] = {}
         self._cache = ContentCache(services, self._info)
         self._lanes = RunLanes(services, self._info, plan)
         self._maps = MapNodes(services, self._info, plan, values, self._lanes, self.tell)
+        self._attempts = LiveAttempts(
+            services,
+            self._info,
+            plan,
+            values,
+            epoch=row.epoch,
+            lanes=self._lanes,
+            maps=self._maps,
+            journal=self._journal,
+            unit=lambda node, item: self.state.unit(node, item),
+            tell=self.tell,
+        )
         self._timers: list[asyncio.TimerHandle] = []
         self._first: Sequence[cmd.Command] = ()
         self._recovered = False
@@ -77,6 +74,11 @@ class Conductor:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- what the engine calls
+
+    @property
+    def percent(self) -> Mapping[str, float]:
+        """The agents' last progress, by node."""
+        return self._attempts.percent
 
     async def open_lanes(self) -> None:
         """The run's own lane and every output lane."""
@@ -96,7 +98,7 @@ class Conductor:
     async def recover(self) -> None:
         """Prepare to go on with a run whose owner died; `open_lanes` comes first."""
         await self._journal.catch_up()
-        self._saved = await stored(self._services, self._info, self.plan, self.values)
+        self._attempts.saved = await stored(self._services, self._info, self.plan, self.values)
         self._recovered = bool(self.state.started_at)
 
     def tell(self, signal: sg.Signal) -> None:
@@ -115,7 +117,8 @@ class Conductor:
         """There is room for the run: let it start, or go on after a recovery."""
         at = self._services.clock()
         if self._recovered:
-            heads = {n: saved.heads for (n, item), saved in self._saved.items() if item is None}
+            saved = self._attempts.saved.items()
+            heads = {node: one.heads for (node, item), one in saved if item is None}
             self.tell(sg.Recovered(at=at, resume_from=heads))
         elif not self.state.started_at:
             self.tell(sg.Begin(at=at))
@@ -126,7 +129,7 @@ class Conductor:
         await self._ending.wait()
 
     async def run(self) -> None:
-        """Until the run has ended and everything that follows from its end is done."""
+        """Until the run has ended; then it is to be closed."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -134,16 +137,16 @@ class Conductor:
         finally:
             self._ending.set()
             self._answer(self._told)
+            self._attempts.close()
             for timer in self._timers:
                 timer.cancel()
-        await self._close()
 
     async def finish_recovered(self) -> None:
         """For a run whose end was committed, but not all that follows from it."""
         await self._journal.catch_up()
         for command in d.stream_ends(self.plan, self.state):
             await self._lanes.end(command)
-        await self._close()
+        await self.close()
 
     async def fail(self, fault: ev.Fault) -> None:
         """End a run that cannot go on as it should; its agents are gone already."""
@@ -167,7 +170,8 @@ class Conductor:
         self.values.add(facts)
         return True
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Tell the run's end to those who watch it; nothing is left to be done then."""
         closed = await self._journal.close()
         if not self.ended.done():
             self.ended.set_result(None)
@@ -177,8 +181,7 @@ class Conductor:
     # -- the loop
 
     async def _conduct(self) -> None:
-        self._secrets = await self._services.secrets_for(self._info.workspace, self.plan.secrets)
-        self._mask = Mask(self._secrets.values())
+        await self._attempts.prepare()
         self._journal.start(self._tasks)
         if self.state.started_at:
             self._watch_clock()
@@ -217,9 +220,7 @@ class Conductor:
         """What consumers were given, as it is when the producer's restart is decided."""
         if not isinstance(signal, sg.RetryDue):
             return signal
-        consumed = {n: s.offsets for (n, item), s in self._saved.items() if item is None}
-        live = {n: a.consumed for (n, item, _), a in self._attempts.items() if item is None}
-        return replace(signal, consumed={**consumed, **live})
+        return replace(signal, consumed=self._attempts.consumed())
 
     async def _commit(self, state: RunState, events: list[ev.RunFact]) -> None:
         row = msgspec.structs.replace(
@@ -237,7 +238,7 @@ class Conductor:
         self._journal.add(first, events)
         for event in events:
             if isinstance(event, _UNIT_ENDS):
-                self._saved.pop((event.node, event.item), None)
+                self._attempts.saved.pop((event.node, event.item), None)
                 self._remember(event)
                 await self._maps.ended(event)
         if any(isinstance(event, ev.RunStarted) for event in events):
@@ -259,8 +260,7 @@ class Conductor:
 
     def _abandon(self) -> None:
         """What nobody waits for any more: overtaken attempts, readers, appenders."""
-        for attempt in self._attempts.values():
-            attempt.cancel("run_ended")
+        self._attempts.cancel_all("run_ended")
         for task in self._working:
             task.cancel()
         self._maps.stop_all()
@@ -272,9 +272,10 @@ class Conductor:
         for command in commands:
             match command:
                 case cmd.StartNode():
-                    self._start(command)
+                    self._attempts.start(command, self._tasks)
                 case cmd.CancelNode():
-                    self._cancel(command)
+                    if not self._attempts.cancel(command) and command.item is None:
+                        self._maps.stop(command.node)
                 case cmd.ScheduleRetry():
                     self._schedule(command)
                 case cmd.OpenStream():
@@ -304,7 +305,7 @@ class Conductor:
 
     async def _prepare(self, command: cmd.Prepare) -> None:
         node, item = self.plan.node(command.node), command.item
-        work = self._assignment(command, started_at=self._services.clock())
+        work = self._attempts.assignment(command, started_at=self._services.clock())
         preparation = Preparation(work, functools.partial(self._maps.element, node), self._cache)
         answer = await preparation.prepare()
         if preparation.key is not None:
@@ -317,107 +318,11 @@ class Conductor:
             remembering = self._cache.remember(key, event.node, event.item, event.outputs)
             self._tasks.create_task(remembering)
 
-    # -- attempts
-
-    def _start(self, command: cmd.StartNode) -> None:
-        unit = self.state.unit(command.node, command.item)
-        work = self._assignment(
-            command,
-            started_at=unit.started_at if unit else self._services.clock(),
-            saved=self._saved.pop((command.node, command.item), None),
-            ooms=command.ooms,
-        )
-        folders = self._services.folders
-        scratch = folders.reserve(self._services.scratch, work.owner)
-        work = replace(work, scratch=scratch)
-        attempt = NodeAttempt(
-            work,
-            element=functools.partial(self._maps.element, work.node),
-            tell=self.tell,
-            note=self._note,
-            save=functools.partial(self._save, command),
-        )
-        key = (command.node, command.item, command.attempt)
-        self._attempts[key] = attempt
-        self._running[key] = self._tasks.create_task(self._run_attempt(attempt, command))
-
-    def _assignment(
-        self,
-        command: cmd.StartNode | cmd.Prepare,
-        *,
-        started_at: float,
-        saved: SavedState | None = None,
-        ooms: int = 0,
-    ) -> Assignment:
-        return Assignment(
-            services=self._services,
-            run=self._info,
-            plan=self.plan,
-            node=self.plan.node(command.node),
-            values=self.values,
-            item=command.item,
-            number=command.attempt,
-            started_at=started_at,
-            saved=saved,
-            standing=self._lanes.standing,
-            left_out=command.left_out,
-            ooms=ooms,
-            secrets=self._secrets,
-        )
-
-    async def _run_attempt(self, attempt: NodeAttempt, command: cmd.StartNode) -> None:
-        try:
-            ended = await attempt.run()
-        except asyncio.CancelledError:  # the run goes on elsewhere
-            attempt.remove()
-            raise
-        key = (command.node, command.item, command.attempt)
-        del self._attempts[key], self._running[key]
-        unit = self.state.unit(command.node, command.item)
-        if attempt.saved is not None and unit is not None and unit.attempt == command.attempt:
-            self._saved[command.node, command.item] = attempt.saved  # before the retry is decided
-        self.tell(masked(ended, self._mask))
-        await attempt.clear()
-
-    async def _save(self, command: cmd.StartNode, saved: SavedState) -> None:
-        checkpoint = Checkpoint(
-            node=command.node,
-            item=command.item,
-            attempt=command.attempt,
-            state=saved.state,
-            offsets=dict(saved.offsets),
-            heads=dict(saved.heads),
-        )
-        await self._services.store.save_checkpoint(self._info.id, self.row.epoch, checkpoint)
-
-    async def _note(self, node_id: str, drafts: list[Draft]) -> None:
-        drafts = [masked_note(draft, self._mask) for draft in drafts]
-        for draft in drafts:
-            said = draft.values["data"]
-            if said["kind"] == "progress" and "percent" in said and draft.item is None:
-                self.percent[node_id] = said["percent"]
-        await self._journal.log(self.plan.node(node_id), drafts)
-
     def _schedule(self, command: cmd.ScheduleRetry) -> None:
         due = functools.partial(
             sg.RetryDue, node=command.node, item=command.item, attempt=command.attempt
         )
         self._later(command.at - self._services.clock(), due)
-
-    def _cancel(self, command: cmd.CancelNode) -> None:
-        key = (command.node, command.item, command.attempt)
-        if key in self._attempts:
-            self._attempts[key].cancel(command.reason)
-            loop = asyncio.get_running_loop()
-            self._timers.append(loop.call_later(UNCONFIRMED_S, self._give_up, key))
-        elif command.item is None:
-            self._maps.stop(command.node)
-
-    def _give_up(self, key: _ATTEMPT) -> None:
-        """Nobody waits for its process any longer."""
-        if (attempt := self._attempts.pop(key, None)) is not None:
-            self.tell(attempt.unconfirmed())
-            self._running.pop(key).cancel()
 
     # -- lanes and items
 
@@ -426,9 +331,9 @@ class Conductor:
         self._maps.stop(command.node)
         head = await self._lanes.reopen(command)
         for edge in self.plan.node(command.node).outputs:
-            saved = self._saved.get((edge.target, None))
+            saved = self._attempts.saved.get((edge.target, None))
             if saved is not None and saved.offsets.get(edge.target_pin, 0) > head:
-                del self._saved[edge.target, None]
+                del self._attempts.saved[edge.target, None]
 
     async def _read_items(self, command: cmd.ReadItems) -> None:
         work = await self._maps.read(command, self.state.nodes[command.node].items)

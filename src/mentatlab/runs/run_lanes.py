@@ -1,6 +1,7 @@
 """The lanes of one run: made before it begins, begun again by later attempts, ended with their
 nodes."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -33,20 +34,25 @@ class RunLanes:
     async def open(self, state: RunState) -> None:
         """Those that are there stay as they are. What a node gave in another run stands in the
         lanes of that run."""
-        for node, pin in run_lanes(self._plan):
-            if state.nodes[node.id].phase is NodePhase.CACHED:
-                continue
-            session = await self._services.hub.create_stream(
-                node.type,
-                pin,
-                workspace=self._run.workspace,
-                run_id=self._run.id,
-                node_id=node.id,
-                mime_type=_mime(node, pin),
-                stream_id=self.name(node.id, pin),
-            )
-            ranges = session.lane.standing
-            self.standing[session.stream_id] = Standing(ranges) if ranges else Standing()
+        wanted = [
+            (node, pin)
+            for node, pin in run_lanes(self._plan)
+            if state.nodes[node.id].phase is not NodePhase.CACHED
+        ]
+        await asyncio.gather(*(self._open(node, pin) for node, pin in wanted))  # in one commit
+
+    async def _open(self, node: PlanNode, pin: str) -> None:
+        session = await self._services.hub.create_stream(
+            node.type,
+            pin,
+            workspace=self._run.workspace,
+            run_id=self._run.id,
+            node_id=node.id,
+            mime_type=_mime(node, pin),
+            stream_id=self.name(node.id, pin),
+        )
+        ranges = session.lane.standing
+        self.standing[session.stream_id] = Standing(ranges) if ranges else Standing()
 
     def cut(self, commands: Sequence[cmd.Command]) -> None:
         """What is read from now on of lanes that are to begin again does not count."""

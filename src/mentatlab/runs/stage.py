@@ -162,6 +162,7 @@ class Stage:
                 gate = group.create_task(self._hold_slot(conductor))
                 await conductor.run()
                 gate.cancel()
+            await conductor.close()
 
         return run
 
@@ -173,6 +174,7 @@ class Stage:
         async def run() -> None:
             async with slot:
                 await conductor.run()
+            await conductor.close()
 
         return run
 
