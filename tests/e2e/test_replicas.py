@@ -1,8 +1,10 @@
 """Several servers on one Postgres, one Redis and one bucket: what one begins another ends."""
 
 import contextlib
+import json
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.support.postgres import postgres, postgres_server
 from tests.support.redis import RedisProcess
 from tests.support.seaweed import SeaweedProcess
 from tests.support.server import Up, mentatlab, up
+from tests.support.webhook_receiver import receiving
 
 from mentatlab.testing.house import write_agent
 
@@ -77,6 +80,7 @@ def site(tmp_path: Path, redis: RedisProcess, seaweed: SeaweedProcess) -> Iterat
             "MENTATLAB_LOG": redis.url,
             "MENTATLAB_TOKEN_SECRET": SECRET,
             "MENTATLAB_AGENTS": str(tmp_path / "agents"),
+            "MENTATLAB_WEBHOOK_PRIVATE": "true",
         }
 
         @contextlib.contextmanager
@@ -185,3 +189,24 @@ def test_runs_go_on_when_postgres_is_back(tmp_path: Path) -> None:
             database.start()
             until(lambda: begun(work) == 2)
             assert api.ended(run_id)["state"] == "succeeded"
+
+
+def test_ends_are_told_once_by_all_and_by_who_is_left(site: Site) -> None:
+    folder = site.folder / "work"
+    folder.mkdir()
+    (folder / "go").touch()
+    hangs = threading.Event()
+    with receiving() as receiver, two(site) as (a, b):
+        a.post("subscriptions", {"url": receiver.url}).raise_for_status()
+        runs = [server.submit(FLOW, where=str(folder)) for server in (a, b) * 4]
+        calls = [receiver.next_call() for _ in runs]
+        assert {json.loads(call.body)["run"]["run_id"] for call in calls} == {*runs}
+        receiver.answers.put(hangs)
+        last = b.submit(FLOW, where=str(folder))
+        under_way = receiver.next_call()
+        a.server.stop(signal.SIGKILL)  # with the delivery, or beside it
+        again = receiver.next_call()
+        hangs.set()
+        assert json.loads(again.body)["run"]["run_id"] == last
+        assert (again.delivery, again.body) == (under_way.delivery, under_way.body)
+        assert receiver.calls.empty()

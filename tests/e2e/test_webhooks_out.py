@@ -1,87 +1,29 @@
 """A real server tells a real receiver of runs' ends: over its failures, and over a kill."""
 
-import contextlib
 import json
-import queue
 import signal
 import threading
 import time
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 import pytest
 from tests.gateway.conftest import ECHO_FLOW, write_agent
 from tests.support.server import Up, mentatlab, up
+from tests.support.webhook_receiver import WITHIN_S, Receiver, receiving
 
-from mentatlab.runs.deliveries import DELIVERY
-from mentatlab.runs.signatures import HEADER, verify
+from mentatlab.runs.signatures import verify
 
 PRIVATE = {"MENTATLAB_WEBHOOK_PRIVATE": "true"}
 SECRET = "not to be guessed 4711"
-WITHIN_S = 60.0
-
-
-class Call(NamedTuple):
-    path: str
-    body: bytes
-    delivery: str
-    signature: str
-
-
-class Receiver:
-    """What is in `answers` is answered in turn, then 200: a status, None = the connection is
-    closed without one, an event = not before it is set."""
-
-    def __init__(self) -> None:
-        self.answers: queue.SimpleQueue[int | threading.Event | None] = queue.SimpleQueue()
-        self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self.url = ""
-
-    def next_call(self) -> Call:
-        return self.calls.get(timeout=WITHIN_S)
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        body = request.rfile.read(int(request.headers["Content-Length"]))
-        call = Call(request.path, body, request.headers[DELIVERY], request.headers[HEADER])
-        try:
-            answer = self.answers.get_nowait()
-        except queue.Empty:
-            answer = 200
-        self.calls.put(call)
-        if isinstance(answer, threading.Event):
-            answer.wait(WITHIN_S)
-            answer = 200
-        if answer is None:
-            request.close_connection = True
-            return
-        with contextlib.suppress(ConnectionError):
-            request.send_response(answer)
-            request.send_header("Content-Length", "0")
-            request.end_headers()
 
 
 @pytest.fixture
 def receiver() -> Generator[Receiver]:
-    made = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            made.answer(self)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with receiving() as made:
+        yield made
 
 
 @pytest.fixture
