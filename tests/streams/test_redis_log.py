@@ -28,6 +28,7 @@ from mentatlab.streams.leases import Lease
 from mentatlab.streams.port import Audience, Entry, Retention
 from mentatlab.streams.redis import RedisStreamLog, open_redis_log
 from mentatlab.streams.redis_scripts import NEWS_BYTES
+from mentatlab.streams.redis_server import Answers, Command, RedisServer
 from mentatlab.testing.stream_log_contract import (
     NOW,
     StreamLogContract,
@@ -414,6 +415,35 @@ async def test_connections_that_break_cost_nothing(
         records = (await whole.read(stream_id, 0, max_records=1000))[1:]
         assert sequences(records) == list(range(2, 202))
         assert sorted(values(records)) == sorted([*range(1, 101)] * 2)
+
+
+async def test_who_writes_on_while_all_flights_land_is_carried_too(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers of all flights come at once, and each wakes who writes again."""
+    log = await another()
+    ids = [await opened(log, lane(run_id=f"rn_{n}")) for n in range(redis_writer.FLIGHTS)]
+    up, landing = asyncio.Semaphore(0), asyncio.Event()
+    ask = RedisServer.commands
+
+    async def commands(self: RedisServer, *given: Command) -> Answers:
+        answers = await ask(self, *given)
+        up.release()
+        await landing.wait()
+        return answers
+
+    async def publish(stream_id: str) -> None:
+        for n in range(1, 6):
+            await append(log, stream_id, *numbers(n))
+
+    monkeypatch.setattr(RedisServer, "commands", commands)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as publishers:
+        for stream_id in ids:
+            publishers.create_task(publish(stream_id))
+            await up.acquire()
+        landing.set()
+    for stream_id in ids:
+        assert values(await log.read(stream_id, 1)) == [1, 2, 3, 4, 5]
 
 
 async def test_a_redis_that_is_away_is_told(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from mentatlab.protocol.errors import Code, MentatError, Unavailable
 from mentatlab.streams import redis_scripts as scripts
@@ -199,11 +199,15 @@ class RedisWriter:
             return
         self._ready[run.id] = run
         if len(self._flights) < FLIGHTS:
-            flight = asyncio.create_task(self._fly())
-            self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
+            self._flights.add(asyncio.create_task(self._fly()))
 
     async def _fly(self) -> None:
+        try:
+            await self._carry_out_what_is_ready()
+        finally:  # at once: what comes before a callback of the task would wait for this flight
+            self._flights.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _carry_out_what_is_ready(self) -> None:
         while self._ready:
             runs, self._ready = list(self._ready.values()), {}
             for run in runs:
