@@ -420,7 +420,7 @@ async def test_connections_that_break_cost_nothing(
 async def test_who_writes_on_while_all_flights_land_is_carried_too(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answers of all flights come at once, and each wakes who writes again."""
+    """The answers of all flights come at once, and only the first wakes who writes again."""
     log = await another()
     ids = [await opened(log, lane(run_id=f"rn_{n}")) for n in range(redis_writer.FLIGHTS)]
     up, landing = asyncio.Semaphore(0), asyncio.Event()
@@ -432,18 +432,17 @@ async def test_who_writes_on_while_all_flights_land_is_carried_too(
         await landing.wait()
         return answers
 
-    async def publish(stream_id: str) -> None:
-        for n in range(1, 6):
+    async def publish(stream_id: str, count: int) -> None:
+        for n in range(count):
             await append(log, stream_id, *numbers(n))
 
     monkeypatch.setattr(RedisServer, "commands", commands)
     async with asyncio.timeout(60), asyncio.TaskGroup() as publishers:
         for stream_id in ids:
-            publishers.create_task(publish(stream_id))
+            publishers.create_task(publish(stream_id, 3 if stream_id == ids[0] else 1))
             await up.acquire()
         landing.set()
-    for stream_id in ids:
-        assert values(await log.read(stream_id, 1)) == [1, 2, 3, 4, 5]
+    assert values(await log.read(ids[0], 1)) == [0, 1, 2]
 
 
 async def test_a_redis_that_is_away_is_told(tmp_path: Path) -> None:
