@@ -1,6 +1,8 @@
 """What holds for every test."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,10 @@ from mentatlab.home import default_home
 # A busy machine is no fault of the code: no example is timed.
 settings.register_profile("mentatlab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mentatlab")
+
+# The suite starts hundreds of interpreters: one that may not keep bytecode compiles us in each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A background job and nohup ignore these, and so would every program that a test starts to signal.
 for number, handler in (

