@@ -156,7 +156,8 @@ def bomb(levels: int = 30) -> str:
 )
 def test_a_text_that_is_no_flow_names_the_fault(api: Api, text: str):
     before = api.memory()
-    refused(api.post("runs", {"flow": text}), 400, "FLOW_SYNTAX")
+    status, code = (422, "INVALID_TEXT") if "\0" in text else (400, "FLOW_SYNTAX")
+    refused(api.post("runs", {"flow": text}), status, code)
     raw = api.http.post("/api/v1/flows/validate", content=text.encode())
     refused(raw, 400, "FLOW_SYNTAX")
     assert api.memory() < before + (100 << 20)

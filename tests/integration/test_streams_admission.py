@@ -141,6 +141,8 @@ CASES = [
          query=lambda _: f"ticket={ticket('st_other')}", closed="4103 STREAM_FORBIDDEN",
          only=("log", "sse", "ws", "msp")),
     Case("long query", (414, "URI_TOO_LONG"), query=lambda _: "x=" + "y" * 5000),
+    Case("NUL in the address", (422, "INVALID_TEXT"), query=lambda _: "from=%00"),
+    Case("half a pair in the address", (422, "INVALID_TEXT"), query=lambda _: "x=%ED%A0%80"),
     Case("many headers", (431, "HEADERS_TOO_LARGE"),
          lambda _: {f"X-{n}": "x" for n in range(120)}),
     Case("long headers", (431, "HEADERS_TOO_LARGE"),

@@ -31,6 +31,7 @@ from mentatlab.gateway.limits import MAX_HEADERS, MAX_PATH_CHARS, MAX_QUERY_BYTE
 from mentatlab.gateway.problems import status_of
 from mentatlab.gateway.signed_urls import NO_KEYS, UrlKeys, signed_ref
 from mentatlab.gateway.stream_access import Authority, Shared
+from mentatlab.gateway.texts import check_address
 from mentatlab.gateway.tickets import Tickets
 from mentatlab.protocol.errors import (
     Code,
@@ -216,6 +217,7 @@ class Admission:
     def _admit(self, visit: Visit) -> None:
         head = visit.head
         check_size(head)
+        check_address(head.path, head.query)
         if head.path in OPEN_PATHS:
             visit.caller = ANONYMOUS
             return

@@ -3,8 +3,11 @@
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from mentatlab.gateway.identity import ROLES, USER_SCOPES, Role, Scope
+from mentatlab.gateway.texts import BAD_TEXT, BAD_TEXT_SAYS, bad_text
+from mentatlab.protocol.values import is_object
 
 Document = Annotated[
     dict[str, Any] | str,
@@ -12,15 +15,25 @@ Document = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What a call takes. Its texts are such that every database keeps them; data inside (inputs,
+    parameters) may hold NUL, as JSON may, but nothing holds half a surrogate pair."""
+
     model_config = ConfigDict(extra="ignore")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_texts(cls, body: Any) -> Any:
+        if is_object(body) and (place := bad_text(body)) is not None:
+            raise PydanticCustomError(BAD_TEXT, BAD_TEXT_SAYS, {"pointer": place})
+        return body
 
-class FlowBody(_Body):
+
+class FlowBody(Body):
     flow: Document
 
 
-class RunBody(_Body):
+class RunBody(Body):
     """`flow` or `flow_id`, never both."""
 
     flow: Document | None = None
@@ -40,7 +53,7 @@ class RunBody(_Body):
         return self
 
 
-class AgentBody(_Body):
+class AgentBody(Body):
     """A manifest folder of this server's machine, or a manifest with a `command`."""
 
     directory: str | None = None
@@ -53,7 +66,7 @@ class AgentBody(_Body):
         return self
 
 
-class KeyBody(_Body):
+class KeyBody(Body):
     """`scopes` or a `role`, which is a set of them; neither: `read`, `run`, `publish`."""
 
     name: str = Field(default="", max_length=100)

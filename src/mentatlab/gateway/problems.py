@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from mentatlab.gateway.texts import BAD_TEXT, BAD_TEXT_SAYS, HINT
 from mentatlab.protocol import errors
 from mentatlab.protocol.errors import Code, Internal, Invalid, MentatError, Problem, TooLarge
 from mentatlab.protocol.ids import new_id
@@ -198,7 +199,8 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     """FastAPI's findings about path, query, headers and body, as problems with JSON pointers."""
     assert isinstance(error, RequestValidationError)
     problems = [_problem(found) for found in error.errors()]
-    return response_of(errors.ValidationFailed(Code.INVALID_REQUEST, _summary(problems), problems))
+    code = problems[0].code if problems else Code.INVALID_REQUEST
+    return response_of(errors.ValidationFailed(code, _summary(problems), problems))
 
 
 def _summary(problems: list[Problem]) -> str:
@@ -217,6 +219,9 @@ def _problem(found: Any) -> Problem:
     if found["loc"] == ("body",) and found["type"] in _NO_OBJECT:
         return _no_json("the body is not a JSON object")
     pointer = "".join(f"/{_escape(str(part))}" for part in found["loc"])
+    if found["type"] in (BAD_TEXT, "string_unicode"):
+        pointer += found.get("ctx", {}).get("pointer", "")
+        return Problem(Code.INVALID_TEXT, pointer, BAD_TEXT_SAYS, hint=HINT)
     return Problem(
         Code.INVALID_REQUEST, pointer, found["msg"], hint="/docs says what this call takes"
     )

@@ -3,9 +3,10 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mentatlab.gateway.identity import Caller, requires
+from mentatlab.gateway.models import Body
 from mentatlab.gateway.runs_routes import RunAnswer, run_fields
 from mentatlab.runs.engine import Engine
 from mentatlab.runs.views import RunView
@@ -13,17 +14,13 @@ from mentatlab.runs.views import RunView
 Author = Annotated[Caller, Depends(requires("run"))]
 
 
-class GateBody(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
+class GateBody(Body):
     approve: bool
     comment: str = Field(default="", max_length=2000)
 
 
-class RerunBody(BaseModel):
+class RerunBody(Body):
     """Without `from_node` everything runs again; with it what stands before it is taken over."""
-
-    model_config = ConfigDict(extra="ignore")
 
     from_node: str = Field(default="", max_length=1000)
     params: dict[str, dict[str, Any]] = Field(

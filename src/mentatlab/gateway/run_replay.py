@@ -4,10 +4,11 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mentatlab.gateway.admission import streaming_is_off
 from mentatlab.gateway.identity import Caller, requires
+from mentatlab.gateway.models import Body
 from mentatlab.gateway.runs_routes import StreamAnswer
 from mentatlab.gateway.stream_models import sse_url, ws_url
 from mentatlab.runs.reading import RunReader
@@ -15,9 +16,7 @@ from mentatlab.runs.reading import RunReader
 Reader = Annotated[Caller, Depends(requires("read"))]
 
 
-class ReplayBody(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
+class ReplayBody(Body):
     speed: float = Field(default=1.0, gt=0, le=1000, description="a factor of recorded time")
 
 

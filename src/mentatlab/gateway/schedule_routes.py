@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mentatlab.gateway.identity import Caller, requires
+from mentatlab.gateway.models import Body
 from mentatlab.runs.schedules import Overlap, Schedule, ScheduleStore
 from mentatlab.runs.triggers import Triggers
 
@@ -15,10 +16,8 @@ Reader = Annotated[Caller, Depends(requires("read"))]
 Author = Annotated[Caller, Depends(requires("run"))]
 
 
-class ScheduleBody(BaseModel):
+class ScheduleBody(Body):
     """`overlap`: what a tick does while an earlier run goes on."""
-
-    model_config = ConfigDict(extra="ignore")
 
     flow_id: str
     cron: str = Field(max_length=200, description="`0 7 * * 1-5`; six fields begin with seconds")
@@ -28,7 +27,7 @@ class ScheduleBody(BaseModel):
     paused: bool = False
 
 
-class PauseBody(BaseModel):
+class PauseBody(Body):
     paused: bool
 
 

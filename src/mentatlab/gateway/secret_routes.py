@@ -7,13 +7,14 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from mentatlab.gateway.identity import Caller, requires
+from mentatlab.gateway.models import Body
 from mentatlab.runs.secrets import SecretStore
 
 Author = Annotated[Caller, Depends(requires("run"))]
 Admin = Annotated[Caller, Depends(requires("admin"))]
 
 
-class SecretBody(BaseModel):
+class SecretBody(Body):
     value: str
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mentatlab.gateway.models import Body
 from mentatlab.gateway.preview_routes import PREVIEW_QUERY, asked_blob
 from mentatlab.gateway.ranges import conditions_of, select
 from mentatlab.gateway.signed_urls import MAX_LIFETIME_S, PREFIX, Grant, Method, UrlKeys, expiry
@@ -56,7 +57,7 @@ class Access(NamedTuple):
     grant: Grant | None = None
 
 
-class SignRequest(BaseModel):
+class SignRequest(Body):
     """`disposition`: how a browser takes it; without, media are shown and all else is saved."""
 
     expires_s: Annotated[float, Field(gt=0, le=MAX_LIFETIME_S)] = 3600

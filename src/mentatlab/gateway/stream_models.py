@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mentatlab.gateway.models import Body
 from mentatlab.protocol.records import MAX_RECORD_BYTES, Durability, timestamp
 from mentatlab.protocol.tokens import MAX_LIFETIME_S
 from mentatlab.streams.port import READ_BYTES, Lane, LaneState, Run
@@ -93,7 +94,7 @@ class CancelAnswer(BaseModel):
     state: LaneState
 
 
-class TokenBody(BaseModel):
+class TokenBody(Body):
     """`capabilities`: by default those of the token that asks, and `sub` for a key."""
 
     model_config = ConfigDict(extra="ignore")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from mentatlab.gateway.identity import Caller, requires
+from mentatlab.gateway.models import Body
 from mentatlab.runs.deliveries import Delivery, DeliveryStore, State
 from mentatlab.runs.flow_store import FlowStore
 from mentatlab.runs.outbox import ANY_END
@@ -19,7 +20,7 @@ Author = Annotated[Caller, Depends(requires("run"))]
 Some = Annotated[int, Query(ge=1, le=200)]
 
 
-class SubscriptionBody(BaseModel):
+class SubscriptionBody(Body):
     """`events`: run_finished (any end), run_succeeded, run_partial, run_failed, run_cancelled.
     `flow_id`: only of this stored flow's runs."""
 

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mentatlab.gateway.digests import announced_sha256
 from mentatlab.gateway.media_headers import clean_name
+from mentatlab.gateway.models import Body
 from mentatlab.gateway.storage_routes import FileType, Uploaded, uploaded
 from mentatlab.gateway.tus_routes import TUS_PATH
 from mentatlab.gateway.uploader import Uploader
@@ -31,11 +32,7 @@ _CONTENT: dict[str, Any] = {
 }
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class NewUploadBody(_Body):
+class NewUploadBody(Body):
     """What is known of the bytes; `modes` are the ways that the client can go."""
 
     size: int | None = Field(default=None, ge=0, le=1 << 53, description="bytes")
@@ -87,7 +84,7 @@ class UploadState(BaseModel):
     result: Uploaded | None = None
 
 
-class PartsBody(_Body):
+class PartsBody(Body):
     numbers: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=1000)
 
 
@@ -95,7 +92,7 @@ class PartsAnswer(BaseModel):
     parts: list[Part]
 
 
-class CompleteBody(_Body):
+class CompleteBody(Body):
     blake3: _Digest | None = None
     sha256: _Digest | None = None
 

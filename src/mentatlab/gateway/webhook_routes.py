@@ -5,10 +5,11 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mentatlab.gateway.identity import Caller, requires
 from mentatlab.gateway.limits import Buckets
+from mentatlab.gateway.models import Body
 from mentatlab.protocol.errors import RateLimited
 from mentatlab.runs.signatures import HEADER
 from mentatlab.runs.triggers import Triggers
@@ -20,10 +21,8 @@ CALLS_PER_S = 50.0
 """Of one webhook: its caller has no key whose rate would count."""
 
 
-class WebhookBody(BaseModel):
+class WebhookBody(Body):
     """`input`: the one that gets a call's body; without it the body holds all inputs by name."""
-
-    model_config = ConfigDict(extra="ignore")
 
     flow_id: str
     input: str = Field(default="", max_length=300)
