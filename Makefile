@@ -8,7 +8,7 @@ help:
 	@echo "make test      the test suite"
 	@echo "make test-slow the heavy tests"
 	@echo "make check     format, lint, types, import arrows"
-	@echo "make coverage  branch coverage, unit and integration apart"
+	@echo "make coverage  make test, with branch coverage of unit and integration tests apart"
 	@echo "make bench     speed, as a table beside the machine's commit latency"
 	@echo "make bench-streams   streams beside FastAPI, aiohttp, Node, NATS, Redis and C++ (ARGS=--quick)"
 	@echo "make bench-chaos     a million records under kill -9, and how available the server was"
@@ -23,7 +23,7 @@ demo:
 
 test:
 	@scripts/setup.sh dev
-	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	@$(if $(COVERAGE),scripts/coverage.sh,$(PY) -m pytest -n 2 --dist loadfile -m "not slow")
 
 test-slow:
 	@scripts/setup.sh dev
@@ -42,8 +42,7 @@ format:
 	.venv/bin/ruff check --fix .
 
 coverage:
-	@scripts/setup.sh dev
-	@scripts/coverage.sh
+	@$(MAKE) --no-print-directory test COVERAGE=1
 
 bench:
 	@scripts/setup.sh dev
