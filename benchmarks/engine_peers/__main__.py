@@ -14,6 +14,8 @@ def _about(plan: Plan) -> str:
     return (
         f"Up to {plan.rounds} runs of each kind. `x`: how many times what ours with warm agents"
         " takes, a peer takes,\nfor one more step and for a chain of three."
+        " Ours runs in this process as in its server's:\non uvloop, with the server's garbage"
+        " collection."
     )
 
 

@@ -9,6 +9,7 @@ from statistics import median
 from tests.support.server import up
 
 from benchmarks import engine
+from benchmarks.as_served import as_served
 from benchmarks.engine_peers.peers import measure
 from benchmarks.engine_peers.peers.measure import Measured
 from benchmarks.engine_peers.plan import Plan
@@ -32,10 +33,10 @@ def chains(plan: Plan, troubles: dict[str, str]) -> None:
         warm = {"execution": {"warm": True}}
         pins = {"inputs": engine.TEXT, "outputs": engine.TEXT}
         write_agent(root / "agents", "warm", engine.WARM, **pins, **warm)
-        mine = asyncio.run(_in_process(root / "warm", plan))
+        mine = as_served(_in_process(root / "warm", plan))
         found = {
             OURS: mine,
-            "MentatLab, no processes": asyncio.run(
+            "MentatLab, no processes": as_served(
                 _in_process(root / "none", plan, engine.NoRunner())
             ),
             "MentatLab, over HTTP": asyncio.run(_over_http(root / "http", root / "agents", plan)),

@@ -15,6 +15,7 @@ from tests.support.watching import peak, peak_from_now
 
 from benchmarks import commits as disk
 from benchmarks import engine, whole
+from benchmarks.as_served import as_served
 from benchmarks.engine_peers import agents
 from benchmarks.engine_peers.plan import Plan
 from benchmarks.table import Row, percentile, show
@@ -32,7 +33,7 @@ def commits(_plan: Plan, _troubles: dict[str, str]) -> None:
 
 
 def nodes(_plan: Plan, _troubles: dict[str, str]) -> None:
-    show("A node's overhead", asyncio.run(engine.run()))
+    show("A node's overhead", as_served(engine.run()))
 
 
 def ready(_plan: Plan, _troubles: dict[str, str]) -> None:
@@ -41,7 +42,7 @@ def ready(_plan: Plan, _troubles: dict[str, str]) -> None:
 
 def chunks(plan: Plan, _troubles: dict[str, str]) -> None:
     """On commit lanes every chunk is on disk before the next agent has it."""
-    show("Chunks from agent to agent, each a process", asyncio.run(_chunks(plan)))
+    show("Chunks from agent to agent, each a process", as_served(_chunks(plan)))
 
 
 async def _chunks(plan: Plan) -> list[Row]:
@@ -83,7 +84,7 @@ async def _streamed(house: House, *, relays: int, count: int, pace: int = 0) -> 
 
 def failure(plan: Plan, _troubles: dict[str, str]) -> None:
     """From a producer's word that it fails to the end of a run whose dependants run or wait."""
-    times = asyncio.run(_failures(plan.starts * 5))
+    times = as_served(_failures(plan.starts * 5))
     show("A failure with dependants", [Row("to the run's end", max(times), "ms max", "< 100 ms")])
 
 
@@ -134,7 +135,7 @@ async def _recovery() -> float:
 
 
 def items(plan: Plan, _troubles: dict[str, str]) -> None:
-    show(f"A map over {plan.items:,} items, a warm agent", asyncio.run(_items(plan.items)))
+    show(f"A map over {plan.items:,} items, a warm agent", as_served(_items(plan.items)))
 
 
 async def _items(count: int) -> list[Row]:

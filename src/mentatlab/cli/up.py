@@ -73,7 +73,7 @@ async def up(
     )
     stop = _signalled()
     async with running(settings) as server:
-        _tune_garbage_collection()
+        tune_garbage_collection()
         for broken in server.services.agents.broken():
             note(f"not usable: {broken.directory}: {broken.error}")
         _greet(server.url, settings.home)
@@ -99,7 +99,7 @@ def _signalled() -> asyncio.Event:
     return stop
 
 
-def _tune_garbage_collection() -> None:
+def tune_garbage_collection() -> None:
     """What is there now stays: at 10,000 msg/s the p99 fell from 27 ms to 1 ms with this."""
     gc.collect()
     gc.freeze()
