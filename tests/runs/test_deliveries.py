@@ -14,7 +14,7 @@ from tests.support.postgres import postgres
 
 from mentatlab.database import Database
 from mentatlab.postgres import PostgresDatabase
-from mentatlab.protocol.errors import Code, Conflict, Invalid, MentatError, NotFound, Unavailable
+from mentatlab.protocol.errors import Code, Conflict, Invalid, NotFound, Unavailable
 from mentatlab.runs import events as ev
 from mentatlab.runs.deliveries import (
     BASE_S,
@@ -42,7 +42,7 @@ from mentatlab.testing.run_store_contract import CREATED, SNAPSHOT, after, run_r
 
 NOON = 1_700_049_600.0
 URL = "https://receiver.example/hook"
-Answer = int | MentatError
+Answer = int | Exception
 
 
 async def anywhere(url: str) -> None:
@@ -82,7 +82,7 @@ class World:
         if self.gate is not None:
             await self.gate.wait()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, MentatError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -406,6 +406,23 @@ async def test_news_are_sent_at_once_and_what_was_begun_before_a_restart_too(
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert [json.loads(body)["run"]["run_id"] for _, body, _ in each.got] == ["rn_1", "rn_2"]
+
+
+async def test_a_bug_at_one_delivery_stops_no_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.subscribe()
+    world.answers = [ZeroDivisionError("a bug"), 200]
+    sender = world.sender()
+    await world.end("rn_1")
+    await sender.look()
+    assert "is tried again" in caplog.text
+    await world.end("rn_2")
+    await sender.look()
+    assert [d.state for d in await world.deliveries(run_id="rn_2")] == ["delivered"]
+    world.now += LEASE_S + 1
+    await sender.look()
+    assert [d.state for d in await world.deliveries(run_id="rn_1")] == ["delivered"]
 
 
 async def test_lists_by_page_and_what_is_forgotten(each: World) -> None:

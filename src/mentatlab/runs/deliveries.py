@@ -272,7 +272,7 @@ class Sender:
                 while True:
                     try:
                         await self._begin(tasks, hint)
-                    except MentatError:
+                    except Exception:  # a bug in one look must not end them all
                         logger.exception("deliveries wait for the next look")
                     await hint.wait()
 
@@ -301,7 +301,7 @@ class Sender:
     async def _attempt(self, leased: Leased, ended: Hint) -> None:
         try:
             await self._settle(leased, await self._outcome(leased))
-        except MentatError:
+        except Exception:  # a bug at one must not end those beside it
             logger.exception("delivery %s is tried again", leased.delivery.id)
         finally:
             self._under_way -= Counter([leased.subscription.id])

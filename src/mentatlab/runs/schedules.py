@@ -249,7 +249,7 @@ class Scheduler:
         while True:
             try:
                 await self.look()
-            except MentatError:
+            except Exception:  # a bug in one look must not end them all
                 logger.exception("schedules wait for the next look")
             await asyncio.sleep(POLL_S)
 
