@@ -44,6 +44,7 @@ class Conversation:
         self._tell, self._note, self.saved = tell, note, work.saved
         self.consumed: dict[str, int] = dict(work.saved.offsets) if work.saved else {}
         self._checkpoints = Checkpoints(save)
+        self._keeping: asyncio.Task[None] | None = None  # of agents that have any
         self._windows: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         self._mask = Mask(work.secrets.values())
@@ -59,20 +60,17 @@ class Conversation:
         return self._stop.result() if self._stop.done() else None
 
     async def hold(self, live: Attempt, inputs: Inputs) -> Outcome:
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as self._tasks:
             feeds = {
-                edge.target_pin: group.create_task(self._feed(live, inputs, edge))
+                edge.target_pin: self._tasks.create_task(self._feed(live, inputs, edge))
                 for edge in inputs.fed_edges
             }
-            helpers = [
-                *feeds.values(),
-                group.create_task(self._cancel_when_asked(live, feeds)),
-                group.create_task(self._checkpoints.keep()),
-            ]
+            stopping = self._tasks.create_task(self._cancel_when_asked(live, feeds))
             await self._listen(live)
             outcome = await live.outcome()
-            for helper in helpers:
-                helper.cancel()
+            for helper in (*feeds.values(), stopping, self._keeping):
+                if helper is not None:
+                    helper.cancel()
         if outcome.status != "succeeded":
             await self._checkpoints.flush()
         return outcome
@@ -159,6 +157,8 @@ class Conversation:
         offsets = {pin: min(offset, self.consumed.get(pin, 0)) for pin, offset in said.items()}
         self.saved = SavedState(state=checkpoint.state, offsets=offsets, heads=dict(self._heads))
         self._checkpoints.put(self.saved)
+        if self._keeping is None:
+            self._keeping = self._tasks.create_task(self._checkpoints.keep())
 
     async def _draft(self, chunk: agent.Chunk) -> Draft:
         pin = self._stream_pin(chunk.pin)
