@@ -217,12 +217,13 @@ class Admission:
     def _admit(self, visit: Visit) -> None:
         head = visit.head
         check_size(head)
-        check_address(head.path, head.query)
+        of_streams = head.path.startswith((STREAMS_PATH, SOCKETS_PATH))
+        check_address(head.path, b"" if of_streams else head.query)  # whose protocol has own codes
         if head.path in OPEN_PATHS:
             visit.caller = ANONYMOUS
             return
         check_host(self.rules, head)
-        if not self.rules.streaming and head.path.startswith((STREAMS_PATH, SOCKETS_PATH)):
+        if of_streams and not self.rules.streaming:
             raise streaming_is_off()
         asked = head.asked
         _check_no_secret(asked)
