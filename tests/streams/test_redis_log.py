@@ -445,6 +445,16 @@ async def test_who_writes_on_while_all_flights_land_is_carried_too(
     assert values(await log.read(ids[0], 1)) == [0, 1, 2]
 
 
+async def test_it_closes_whatever_it_does_just_then(redis: RedisProcess, prefix: str) -> None:
+    """It looks at its Redis once more when it has begun to listen; redis-py may keep a cancellation
+    to itself meanwhile."""
+    async with asyncio.timeout(60):
+        for passes in range(60):
+            async with aclosing(await open_redis_log(redis.url, prefix=prefix)):
+                for _ in range(passes):
+                    await asyncio.sleep(0)
+
+
 async def test_a_redis_that_is_away_is_told(tmp_path: Path) -> None:
     with redis_server(tmp_path) as process:
         async with aclosing(await open_redis_log(process.url, prefix="p:", patience_s=0.2)) as log:

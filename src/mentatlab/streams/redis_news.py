@@ -88,6 +88,8 @@ class RedisNews:
                     group.create_task(work(connection))
                 await self._complete.wait()
                 await self._restored()
+                if _cancelled():
+                    raise asyncio.CancelledError
         finally:
             await connection.disconnect(nowait=True)
 
@@ -107,7 +109,7 @@ class RedisNews:
         raise exceptions.ConnectionError("no answer")
 
     async def _read(self, connection: Connection) -> None:
-        while True:
+        while not _cancelled():
             answer = await _answer(connection)
             self._pings = 0
             match answer:
