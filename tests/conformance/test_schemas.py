@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -213,6 +213,7 @@ FLOWS = fields(
 
 @settings(max_examples=400)
 @given(AGENTS | AGENTS.map(lambda a: {"id": "a.b", "version": "0.1.0", **a}))
+@example({"inputs": [{"name": None, "type": []}], "env": ["A=b"]})
 def test_generated_manifests_have_one_verdict(document: dict[str, Any]) -> None:
     assert AGENT.is_valid(document) is agent_fits(document)
 

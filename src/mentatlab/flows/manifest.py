@@ -199,7 +199,7 @@ def size_problems(pin: Mapping[str, Any]) -> Iterator[Problem]:
 def mime_problems(pin: Mapping[str, Any]) -> Iterator[Problem]:
     """A `mimeType` that cannot be of the pin's type, or (a warning) none at all."""
     type_, mime = pin.get("type"), metadata_of(pin).get("mimeType")
-    if type_ not in MEDIA_TYPES:
+    if str(type_) not in MEDIA_TYPES:
         return
     if mime is None:
         text = f"the {type_} pin {pin.get('name')!r} takes every format"
@@ -394,7 +394,7 @@ def is_old(document: Mapping[str, Any]) -> bool:
 
 def _is_new(pin: Mapping[str, Any]) -> bool:
     return (
-        pin.get("type") in MEDIA_TYPES
+        str(pin.get("type")) in MEDIA_TYPES
         or any(f in pin for f in _NEW_PIN_FIELDS)
         or any(f in metadata_of(pin) for f in _NEW_METADATA)
     )
