@@ -21,6 +21,8 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _CLOUD = frozenset({ipaddress.ip_address("168.63.129.16")})
 """A public address that is the host of a virtual machine (Azure); those of other clouds are
 link-local or private."""
+_SPECIAL = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "64:ff9b:1::/48", "2001::/23")]
+"""Not global by IANA's registries of special addresses, but by some releases of Python."""
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
 """No connection is used again: two names at one address are two receivers."""
 
@@ -38,9 +40,12 @@ def is_public(address: str) -> bool:
     """Whether it is somewhere in the internet: neither private, shared, loopback, link-local,
     multicast, reserved, nor an IPv6 form of such an IPv4 address."""
     found = ipaddress.ip_address(address.partition("%")[0])
-    return all(
-        one.is_global and not one.is_multicast and one not in _CLOUD for one in _meant(found)
-    )
+    return all(_is_global(one) for one in _meant(found))
+
+
+def _is_global(address: Address) -> bool:
+    special = address in _CLOUD or any(address in network for network in _SPECIAL)
+    return address.is_global and not address.is_multicast and not special
 
 
 def _meant(address: Address) -> list[Address]:
