@@ -249,15 +249,19 @@ async def test_who_watches_hears_of_deletion_and_expiry(another: Open) -> None:
     await ears.until(lambda: "rn_1" in ears.missed and a in ears.missed)
 
 
-async def test_after_a_lost_connection_the_log_is_asked(redis: RedisProcess, another: Open) -> None:
+async def test_after_a_lost_connection_the_log_is_asked(
+    redis: RedisProcess, another: Open, prefix: str
+) -> None:
     log = await another()
     ears = Ears(log)
     stream_id = await opened(log)
     await log.watch(stream_id)
     redis.command("CLIENT", "KILL", "TYPE", "pubsub")
-    await ears.until(lambda: stream_id in ears.missed)
+    async with asyncio.timeout(20):
+        while f"{prefix}{{rn_1}}".encode() not in redis.command("PUBSUB", "CHANNELS"):
+            await asyncio.sleep(0.01)
     await append(log, stream_id, *numbers(1))
-    await ears.until(lambda: ears.entries)
+    await ears.until(lambda: ears.entries and stream_id in ears.missed)
     assert not ears.epochs
 
 

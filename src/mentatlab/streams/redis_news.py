@@ -88,7 +88,7 @@ class RedisNews:
                     group.create_task(work(connection))
                 await self._complete.wait()
                 await self._restored()
-                if _cancelled():
+                if self._closed:  # redis-py may have kept the cancellation to itself
                     raise asyncio.CancelledError
         finally:
             await connection.disconnect(nowait=True)
