@@ -189,9 +189,13 @@ class StoreMachine(RuleBasedStateMachine):
         upload = choice.draw(st.sampled_from(self.uploads))
         if upload.state == "open":
             self.end(upload)
-        elif upload.state == "done" and upload.key in self.objects:
+        elif self.holds(upload):
             info = self.run(upload.handle.complete())
             assert info.size == len(upload.data)
+
+    def holds(self, upload: Known) -> bool:
+        """Whether what it has completed is there still, and no other's object in its place."""
+        return upload.state == "done" and self.objects.get(upload.key, (b"", {}))[1] is upload.meta
 
     def end(self, upload: Known) -> None:
         allowed = set[Code]()
@@ -226,9 +230,7 @@ class StoreMachine(RuleBasedStateMachine):
             if upload.state == "gone":
                 with pytest.raises(NotFound):
                     self.resume(upload)
-            elif upload.state == "done" and self.objects.get(upload.key, (b"", {}))[1] is (
-                upload.meta
-            ):
+            elif self.holds(upload):
                 self.resume(upload)
                 assert upload.handle.offset == len(upload.data)
 
