@@ -313,7 +313,8 @@ SAMPLES: dict[str, tuple[PinType, bytes]] = {
     "mp4": (V, film(frames=3)),
     "webm": (V, film(format_="webm", codec="libvpx", frames=3)),
     "avi": (V, film(format_="avi", frames=3)),
-    "ts": (V, film(format_="mpegts", codec="mpeg2video", frames=3)),
+    # With fewer than ten packets FFmpeg does not know it.
+    "ts": (V, film(format_="mpegts", codec="mpeg2video", frames=20)),
     "flv": (V, film(format_="flv", codec="flv", frames=3)),
     "wmv": (V, film(format_="asf", codec="wmv2", frames=3)),
     "wav": (A, sound(0.02)),
